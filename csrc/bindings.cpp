@@ -1,0 +1,106 @@
+// The only file that knows torch and Python. Everything it calls takes raw pointers and sizes, and
+// a range of rows, which at::parallel_for hands out to threads here.
+
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+#include <torch/csrc/utils/pybind.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <tuple>
+
+#include "frequency_update.h"
+#include "pixel_format.h"
+
+namespace py = pybind11;
+
+namespace {
+
+constexpr std::int64_t kPixelsPerTask = 16384;  // below this, starting a thread costs more
+
+std::int64_t rows_per_task(std::int64_t width) {
+  return std::max<std::int64_t>(1, kPixelsPerTask / std::max<std::int64_t>(1, width));
+}
+
+void check(const at::Tensor& tensor, const char* name, at::ScalarType dtype, std::int64_t dims) {
+  TORCH_CHECK(tensor.device().is_cpu() && tensor.scalar_type() == dtype &&
+                  tensor.dim() == dims && tensor.is_contiguous(),
+              name, " must be a contiguous CPU tensor of ", dims, " dimensions and dtype ", dtype);
+}
+
+at::Tensor unpack_frames(const at::Tensor& frames) {
+  check(frames, "frames", at::kByte, 4);
+  TORCH_CHECK(frames.size(3) == 3, "frames must have 3 channels, got ", frames.size(3));
+  const std::int64_t count = frames.size(0), height = frames.size(1), width = frames.size(2);
+  at::Tensor picture = at::empty({count, 3, height, width}, frames.options().dtype(at::kFloat));
+  const std::uint8_t* in = frames.const_data_ptr<std::uint8_t>();
+  float* out = picture.mutable_data_ptr<float>();
+  at::parallel_for(0, count * height, rows_per_task(width), [&](auto begin, auto end) {
+    psssr::unpack_frames(in, out, height, width, begin, end);
+  });
+  return picture;
+}
+
+at::Tensor pack_frames(const at::Tensor& picture, bool truncate) {
+  check(picture, "picture", at::kFloat, 4);
+  TORCH_CHECK(picture.size(1) == 3, "picture must have 3 channels, got ", picture.size(1));
+  const std::int64_t count = picture.size(0), height = picture.size(2), width = picture.size(3);
+  at::Tensor frames = at::empty({count, height, width, 3}, picture.options().dtype(at::kByte));
+  const float* in = picture.const_data_ptr<float>();
+  std::uint8_t* out = frames.mutable_data_ptr<std::uint8_t>();
+  at::parallel_for(0, count * height, rows_per_task(width), [&](auto begin, auto end) {
+    psssr::pack_frames(in, out, height, width, truncate, begin, end);
+  });
+  return frames;
+}
+
+// Returns the picture and the detail map, which is empty unless asked for.
+std::tuple<at::Tensor, at::Tensor> frequency_update(const at::Tensor& consistent,
+                                                    const at::Tensor& sharp,
+                                                    const at::Tensor& columns,
+                                                    const at::Tensor& rows, double strength,
+                                                    bool literal, std::int64_t border, double eps,
+                                                    bool detail) {
+  check(consistent, "consistent", at::kFloat, 4);
+  check(sharp, "sharp", at::kFloat, 4);
+  TORCH_CHECK(consistent.size(1) == 3 && consistent.sizes() == sharp.sizes(),
+              "consistent and sharp must be [T, 3, H, W] alike, got ", consistent.sizes(), " and ",
+              sharp.sizes());
+  for (const at::Tensor& taps : {columns, rows}) {
+    check(taps, "columns and rows", at::kFloat, 2);
+    TORCH_CHECK(taps.size(0) == psssr::kLowPassRank && taps.size(1) == psssr::kLowPassTaps,
+                "columns and rows must be [4, 19], got ", taps.sizes());
+  }
+  const std::int64_t count = consistent.size(0);
+  const std::int64_t height = consistent.size(2), width = consistent.size(3);
+  at::Tensor fused = at::empty_like(consistent);
+  at::Tensor change = at::empty({detail ? count : 0, height, width}, consistent.options());
+  const psssr::FrequencyUpdate settings{columns.const_data_ptr<float>(),
+                                        rows.const_data_ptr<float>(),
+                                        static_cast<float>(strength),
+                                        literal,
+                                        border,
+                                        static_cast<float>(eps)};
+  const float* before = consistent.const_data_ptr<float>();
+  const float* other = sharp.const_data_ptr<float>();
+  float* out = fused.mutable_data_ptr<float>();
+  float* map = detail ? change.mutable_data_ptr<float>() : nullptr;
+  // A task reads 9 lines above and below its own, so tasks are long.
+  const std::int64_t task = std::max<std::int64_t>(psssr::kLowPassTaps, rows_per_task(width));
+  at::parallel_for(0, count * height, task, [&](auto begin, auto end) {
+    psssr::frequency_update(before, other, out, map, settings, height, width, begin, end);
+  });
+  return {fused, change};
+}
+
+}  // namespace
+
+PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
+  m.doc() = "CPU kernels of psssr_fast; the ops are registered in psssr_fast.ops.";
+  const auto without_gil = py::call_guard<py::gil_scoped_release>();
+  m.def("unpack_frames", &unpack_frames, py::arg("frames"), without_gil);
+  m.def("pack_frames", &pack_frames, py::arg("picture"), py::arg("truncate"), without_gil);
+  m.def("frequency_update", &frequency_update, py::arg("consistent"), py::arg("sharp"),
+        py::arg("columns"), py::arg("rows"), py::arg("strength"), py::arg("literal"),
+        py::arg("border"), py::arg("eps"), py::arg("detail"), without_gil);
+}

@@ -1,0 +1,44 @@
+"""What can go wrong, and the exit code each kind of failure has on the command line.
+
+Every message is one line that says what happened, what was got, what was needed and the remedy.
+"""
+
+
+class PsssrError(Exception):
+    """Base of every failure this package reports on purpose.
+
+    Attributes:
+        exit_code: what ``psssr`` exits with when this error ends a command.
+    """
+
+    exit_code = 1
+
+
+class UsageError(PsssrError, ValueError):
+    """The caller asked for something that does not exist or does not fit together."""
+
+    exit_code = 2
+
+
+class InputError(PsssrError, ValueError):
+    """An input file, folder or array cannot be read as video."""
+
+    exit_code = 3
+
+
+class ModelError(PsssrError, ValueError):
+    """A checkpoint is missing, damaged, unsafe, or not of the expected shape."""
+
+    exit_code = 4
+
+
+class OutOfMemory(PsssrError, MemoryError):
+    """The work does not fit in memory."""
+
+    exit_code = 5
+
+
+class OutputError(PsssrError, OSError):
+    """The output cannot be written."""
+
+    exit_code = 6

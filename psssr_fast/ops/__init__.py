@@ -1,0 +1,1 @@
+"""The operators of the runtime: one module per op, each holding its contract and its reference."""
