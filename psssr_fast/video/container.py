@@ -1,0 +1,175 @@
+"""Opening media files safely, and telling whether one has been cut short."""
+
+import functools
+import os
+import struct
+from pathlib import Path
+from typing import BinaryIO
+
+import av
+from av.container import InputContainer
+from av.stream import Disposition
+from av.video.stream import VideoStream
+
+from psssr_fast.errors import InputError
+
+MAX_PIXELS = 15360 * 8640  # a frame larger than 16K UHD is an attack or a mistake
+
+# Demuxers that follow references to other files or hosts, show text as video, or are devices.
+_REFUSED_DEMUXERS = frozenset(
+    {
+        "concat", "dash", "hls", "imf", "rtp", "rtsp", "sap", "sdp", "webm_dash_manifest",
+        "adf", "bin", "idf", "tty", "xbin", "data", "ffmetadata",
+        "alsa", "fbdev", "kmsgrab", "lavfi", "oss", "video4linux2,v4l2", "x11grab",
+    }
+)  # fmt: skip
+_REMEDY = "Give a file that ffmpeg can read, or a folder of PNG frames."
+_EBML, _SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
+
+
+@functools.cache
+def _allowed_demuxers() -> str:
+    return ",".join(sorted(av.formats_available - _REFUSED_DEMUXERS))
+
+
+def check_readable(path: str | Path) -> Path:
+    """The path as a :class:`~pathlib.Path`, if there is something to read.
+
+    Raises:
+        InputError: it is a network address, does not exist, is not a regular file or a folder, is
+            empty, or may not be read.
+    """
+    if "://" in str(path):
+        raise InputError(
+            f"{path}: network addresses are not read. Download the file and give its path."
+        )
+    file = Path(path)
+    if not file.exists():
+        raise InputError(f"{path}: no such file or folder. Check the path.")
+    if not file.is_dir():
+        if not file.is_file():
+            raise InputError(f"{path}: not a regular file, which it must be. {_REMEDY}")
+        if file.stat().st_size == 0:
+            raise InputError(f"{path}: empty file (0 bytes). {_REMEDY}")
+    if not os.access(file, os.R_OK):
+        raise InputError(f"{path}: permission denied. Make it readable for this user.")
+    return file
+
+
+def open_media(path: Path) -> InputContainer:
+    """Open a local media file: only files, no playlists, no devices, no text.
+
+    Raises:
+        InputError: FFmpeg cannot open it, or it is of a refused kind.
+    """
+    options = {"protocol_whitelist": "file", "format_whitelist": _allowed_demuxers()}
+    try:
+        # An absolute path cannot be taken for a protocol such as "concat:".
+        return av.open(
+            os.path.abspath(path), "r", container_options=options, metadata_errors="replace"
+        )
+    except av.error.ArgumentError as error:
+        # What FFmpeg answers for a demuxer or protocol that is not on its whitelist.
+        raise InputError(
+            f"{path}: not a video: text, playlists and devices are not read. {_REMEDY}"
+        ) from error
+    except av.FFmpegError as error:
+        missing = missing_bytes(path)
+        if missing:
+            raise InputError(
+                f"{path}: truncated: {missing} bytes are missing, and with them the index. "
+                "Get a complete copy."
+            ) from error
+        raise InputError(f"{path}: not a video: {error.strerror}. {_REMEDY}") from error
+
+
+def choose_stream(container: InputContainer, path: Path) -> VideoStream:
+    """The first video stream that is not a cover picture, with a limit on its frame size set.
+
+    Raises:
+        InputError: there is none, FFmpeg has no decoder for it, or its frames are too large.
+    """
+    covers = 0
+    for stream in container.streams.video:
+        if stream.disposition & Disposition.attached_pic:
+            covers += 1
+            continue
+        if stream.codec_context is None:
+            raise InputError(f"{path}: FFmpeg has no decoder for its video. Convert it first.")
+        width, height = stream.codec_context.width, stream.codec_context.height
+        if width * height > MAX_PIXELS:
+            raise InputError(
+                f"{path}: frames of {width}x{height} are too large: need at most {MAX_PIXELS} "
+                "pixels. Scale or cut the video first."
+            )
+        stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}  # for frames that differ
+        return stream
+    found = "only a cover picture" if covers else f"{len(container.streams.audio)} audio stream(s)"
+    raise InputError(f"{path}: no video stream; found {found}. {_REMEDY}")
+
+
+def missing_bytes(path: Path) -> int:
+    """How many bytes a file is shorter than its own headers say.
+
+    Knows MP4/MOV (top-level boxes), Matroska/WebM (size of the segment) and AVI (size of the
+    RIFF chunks); returns 0 for complete files and for all other kinds, which cannot tell.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(12)
+        if start[:4] == _EBML:
+            return _missing_from_matroska(file, size)
+        if start[:4] == b"RIFF":
+            return _missing_from_riff(file, size)
+        if start[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"):
+            return _missing_from_mp4(file, size)
+    return 0
+
+
+def _missing_from_mp4(file: BinaryIO, size: int) -> int:
+    position = 0
+    while position + 8 <= size:
+        file.seek(position)
+        length, kind = struct.unpack(">I4s", file.read(8))
+        if length == 1:
+            length = int.from_bytes(file.read(8))
+        if length < 8:  # 0: up to the end of the file; anything else is no box
+            break
+        position += length
+        if position > size and kind in (b"mdat", b"moov", b"moof"):
+            return position - size
+    return 0
+
+
+def _missing_from_riff(file: BinaryIO, size: int) -> int:
+    position = 0
+    while position + 8 <= size:
+        file.seek(position)
+        kind, length = struct.unpack("<4sI", file.read(8))
+        if kind != b"RIFF" or length == 0:  # 0: its writer never came back to fill it in
+            break
+        position += 8 + length + length % 2
+    return max(0, position - size - 1)  # the last padding byte may be left out
+
+
+def _missing_from_matroska(file: BinaryIO, size: int) -> int:
+    file.seek(4)
+    header = _ebml_size(file)
+    if header is None:
+        return 0
+    file.seek(header, os.SEEK_CUR)
+    if file.read(4) != _SEGMENT:
+        return 0
+    segment = _ebml_size(file)
+    return 0 if segment is None else max(0, file.tell() + segment - size)
+
+
+def _ebml_size(file: BinaryIO) -> int | None:
+    """Read a variable-length size (RFC 8794, section 4); ``None`` if it says "unknown"."""
+    first = file.read(1)
+    if not first or first[0] == 0:
+        return None
+    length = 9 - first[0].bit_length()
+    value = int.from_bytes(first + file.read(length - 1))
+    mask = (1 << 7 * length) - 1
+    return None if value & mask == mask else value & mask

@@ -1,0 +1,273 @@
+"""A folder of PNG frames as a video: reading and writing, lossless."""
+
+import contextlib
+import os
+import re
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import av
+import numpy as np
+from av.video.codeccontext import VideoCodecContext
+from numpy.typing import NDArray
+
+from psssr_fast.errors import InputError, OutputError, UsageError
+from psssr_fast.video.color import PixelConverter, has_alpha, resolve, tags_of
+from psssr_fast.video.container import MAX_PIXELS, check_readable
+from psssr_fast.video.info import Frame, VideoInfo
+
+_PATTERN = re.compile(r"%(?:0(\d))?d")
+_DIGITS = re.compile(r"(\d+)")
+
+
+def is_image_source(path: str | Path) -> bool:
+    """Whether a path is a folder, or a pattern such as ``frames/%06d.png`` and no file."""
+    file = Path(path)
+    is_pattern = file.suffix.lower() == ".png" and _PATTERN.search(file.name) is not None
+    return file.is_dir() or (is_pattern and not file.exists())
+
+
+def list_images(path: str | Path) -> list[Path]:
+    """The PNG files of a folder in natural order (2 before 10), or those that match a pattern.
+
+    Raises:
+        InputError: there are none, or numbers of a pattern are missing in between.
+    """
+    file = Path(path)
+    if not file.is_dir():
+        return _list_pattern(file)
+    check_readable(file)
+    found = [item for item in file.iterdir() if item.suffix.lower() == ".png" and item.is_file()]
+    if not found:
+        raise InputError(f"{path}: no PNG files in this folder. Give a folder of PNG frames.")
+    return sorted(found, key=lambda item: _natural(item.name))
+
+
+def _natural(name: str) -> tuple[list[tuple[int, str]], str]:
+    parts = _DIGITS.split(name)  # text, digits, text, digits, ..., text
+    keys = [(int(part), "") if i % 2 else (0, part.lower()) for i, part in enumerate(parts)]
+    return keys, name
+
+
+def _list_pattern(pattern: Path) -> list[Path]:
+    match = _PATTERN.search(pattern.name)
+    assert match is not None
+    width = int(match[1] or 0)
+    before, after = pattern.name[: match.start()], pattern.name[match.end() :]
+    numbered = re.compile(f"{re.escape(before)}(\\d{{{max(width, 1)},}}){re.escape(after)}")
+    check_readable(pattern.parent)
+    found = {
+        int(hit[1]): item
+        for item in pattern.parent.iterdir()
+        if (hit := numbered.fullmatch(item.name))
+    }
+    if not found:
+        raise InputError(f"{pattern}: no file matches this pattern. Check the folder and the name.")
+    for number in range(min(found), max(found)):
+        if number not in found:
+            raise InputError(
+                f"{pattern}: frame {number} is missing, but {max(found)} exists. Add it, or give "
+                "the folder to read what is there."
+            )
+    return [found[number] for number in sorted(found)]
+
+
+def _decode_png(file: Path) -> av.VideoFrame:
+    # A new decoder for each file: one that goes on takes a file for changes to the last picture.
+    context = VideoCodecContext.create("png", "r")
+    context.thread_count = 1
+    context.options = {"err_detect": "crccheck", "max_pixels": str(MAX_PIXELS)}
+    reason = "it holds no picture"
+    try:
+        pictures = context.decode(av.Packet(file.read_bytes()))
+        if pictures and not pictures[0].is_corrupt:
+            return pictures[0]
+        if pictures:
+            reason = "it is damaged"
+    except (av.FFmpegError, OSError) as error:
+        reason = error.strerror or str(error)
+    raise InputError(f"{file}: not a PNG picture: {reason}. Replace it.")
+
+
+def probe_images(path: str | Path, frame_rate: Fraction) -> VideoInfo:
+    """Describe a folder of PNG frames by its first picture.
+
+    Raises:
+        InputError: there are no PNG files, or the first cannot be decoded.
+    """
+    return _describe(Path(path), list_images(path), frame_rate)
+
+
+def _describe(path: Path, files: list[Path], frame_rate: Fraction) -> VideoInfo:
+    if frame_rate <= 0:
+        raise UsageError(f"frame rate must be above 0; got {frame_rate}")
+    first = _decode_png(files[0])
+    tags = tags_of(first)
+    return VideoInfo(
+        path=path,
+        kind="images",
+        width=first.width,
+        height=first.height,
+        stored_width=first.width,
+        stored_height=first.height,
+        frames=len(files),
+        frames_exact=True,
+        duration_s=float(len(files) / frame_rate),
+        average_rate=frame_rate,
+        time_base=1 / frame_rate,
+        start_time=Fraction(0),
+        end_time=len(files) / frame_rate,
+        container="png",
+        codec="png",
+        pixel_format=first.format.name,
+        bit_depth=max(component.bits for component in first.format.components),
+        color=tags,
+        color_used=resolve(tags, "rgb24", first.height, "png"),
+        warnings=tuple(_losses(first)),
+    )
+
+
+def _losses(picture: av.VideoFrame) -> list[str]:
+    notes = []
+    if has_alpha(picture.format.name) and not picture.format.has_palette:
+        notes.append("the alpha channel is dropped")
+    if max(component.bits for component in picture.format.components) > 8:
+        notes.append("16-bit pictures are processed as 8-bit RGB")
+    return notes
+
+
+class ImageReader:
+    """Frames of a folder of PNG files; frame ``i`` has timestamp ``i``.
+
+    Args:
+        path: a folder, or a pattern such as ``frames/%06d.png``.
+        frame_rate: frames a second.
+        allow_damaged: leave out pictures that cannot be decoded, with a warning.
+
+    Raises:
+        InputError: as :func:`psssr_fast.video.probe`.
+    """
+
+    def __init__(self, path: str | Path, frame_rate: Fraction, allow_damaged: bool = False) -> None:
+        self._files = list_images(path)
+        self.info = _describe(Path(path), self._files, frame_rate)
+        self._allow_damaged = allow_damaged
+        self._notes: dict[str, None] = {}
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """``info.warnings``, and what was noticed in later pictures."""
+        return tuple(dict.fromkeys((*self.info.warnings, *self._notes)))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Nothing to close: every file is read whole."""
+
+    def __iter__(self) -> Iterator[Frame]:
+        for index, file in enumerate(self._files):
+            try:
+                picture = _decode_png(file)
+            except InputError as error:
+                if not self._allow_damaged:
+                    raise
+                self._notes[f"left out: {error}"] = None
+                continue
+            self._notes.update(dict.fromkeys(_losses(picture)))
+            yield Frame(pixels=self._pixels(picture, file), pts=index, duration=1, name=file.name)
+
+    def _pixels(self, picture: av.VideoFrame, file: Path) -> NDArray[np.uint8]:
+        size = (picture.width, picture.height)
+        if size != (self.info.width, self.info.height):
+            raise InputError(
+                f"{file}: {size[0]}x{size[1]}, but {self._files[0].name} is "
+                f"{self.info.width}x{self.info.height}; all frames must have one size."
+            )
+        tags = resolve(self.info.color, picture.format.name, picture.height, "png")
+        return PixelConverter(tags, "png").to_rgb(picture)
+
+
+class ImageWriter:
+    """Writes frames as PNG files into a folder, each under its own name, each atomically.
+
+    Frames written before a failure stay: they are complete files.
+
+    Args:
+        folder: made if it does not exist; its parent must.
+        width, height: of every frame, pixels.
+        overwrite: replace files of the same names.
+    """
+
+    def __init__(self, folder: Path, width: int, height: int, overwrite: bool) -> None:
+        self._folder = folder
+        self._size = (height, width)
+        self._overwrite = overwrite
+        self._context: VideoCodecContext | None = None
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Always empty: PNG frames carry neither sound nor times, and nobody expects them to."""
+        return ()
+
+    def __enter__(self) -> Self:
+        try:
+            self._folder.mkdir(exist_ok=True)
+        except OSError as error:
+            raise OutputError(
+                f"{self._folder}: cannot make the folder: {error.strerror}"
+            ) from error
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Nothing to finish: every file was finished when it was written."""
+
+    def write(self, frame: Frame) -> None:
+        """Write one frame as ``frame.name``.
+
+        Raises:
+            OutputError: the file exists already, or cannot be written.
+            UsageError: the frame does not have the size of the output.
+        """
+        if frame.pixels.shape[:2] != self._size:
+            raise UsageError(
+                f"{frame.name}: frame of {frame.pixels.shape[:2]}, output of {self._size}"
+            )
+        target = self._folder / frame.name
+        if target.exists() and not self._overwrite:
+            raise OutputError(
+                f"{target}: exists already. Pass --overwrite or choose another folder."
+            )
+        temporary = target.with_name(f".{target.stem[:60]}.partial-{os.getpid()}.png")
+        try:
+            temporary.write_bytes(self._encode(frame.pixels))
+            os.replace(temporary, target)
+        except OSError as error:
+            raise OutputError(f"{target}: cannot be written: {error.strerror}") from error
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+
+    def _encode(self, pixels: NDArray[np.uint8]) -> bytes:
+        if self._context is None:
+            self._context = VideoCodecContext.create("png", "w")
+            self._context.height, self._context.width = self._size
+            self._context.pix_fmt = "rgb24"
+            self._context.time_base = Fraction(1, 25)
+            self._context.thread_count = 1
+            self._context.options = {"pred": "up", "compression_level": "3"}
+        picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
+        return b"".join(bytes(packet) for packet in self._context.encode(picture))

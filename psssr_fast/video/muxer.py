@@ -1,0 +1,325 @@
+"""One output video: encoder, muxer, and the copied streams beside it."""
+
+import contextlib
+import math
+import os
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import av
+from av.codec import Codec
+from av.codec.context import Flags as CodecFlags
+from av.packet import Packet
+from av.video.stream import VideoStream
+
+from psssr_fast.errors import OutputError, UsageError
+from psssr_fast.video.color import PixelConverter, output_tags
+from psssr_fast.video.encoder import CONTAINERS, EncoderSettings
+from psssr_fast.video.info import Frame, VideoInfo
+from psssr_fast.video.streams import StreamCopier
+
+_FALLBACK_RATE = Fraction(25)
+_MILLISECOND = Fraction(1, 1000)  # the only tick that FFmpeg's Matroska muxer knows
+_CODECS_WITH_ASPECT = ("h264", "hevc")  # these say themselves what shape a pixel has
+_LARGEST_TIMESCALE = 2**31 - 1
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Report what FFmpeg and the disk raise as :class:`OutputError`, in one line."""
+    try:
+        yield
+    except (av.FFmpegError, OSError) as error:
+        if isinstance(error, OutputError):
+            raise
+        reason = error.strerror or str(error)
+        raise OutputError(
+            f"{path}: cannot be written: {reason}. Check the free space and the folder."
+        ) from error
+
+
+class Output:
+    """An output container with its streams set up. Nothing is on the disk before the header.
+
+    Args:
+        path: where it is to be in the end.
+        temporary: where it is written.
+        source: the input.
+        size: of the frames: width, height.
+        settings: settled encoder settings.
+
+    Raises:
+        InputError: the source cannot be opened any more.
+        OutputError: the format cannot hold the video or the sound.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        temporary: Path,
+        source: VideoInfo,
+        size: tuple[int, int],
+        settings: EncoderSettings,
+    ) -> None:
+        self._path = path
+        self._settings = settings
+        self._source = source
+        self._size = size
+        self._notes: list[str] = []
+        self.copier: StreamCopier | None = None
+        # bitexact: equal input gives equal bytes; Matroska would add a random number otherwise.
+        options = {"fflags": "+bitexact"}
+        form = CONTAINERS[path.suffix.lower()]
+        if form in ("mp4", "mov"):
+            options["movflags"] = "+faststart"
+            options["movie_timescale"] = str(self._movie_timescale())
+        else:
+            self._check_matroska(form)
+        self.container = av.open(str(temporary), "w", format=form, container_options=options)
+        try:
+            self.stream = self._add_video()
+            if source.kind == "video":
+                self.copier = StreamCopier(source, self.container, settings.audio == "copy")
+                self.copier.describe(self.stream)
+        except BaseException:
+            self.container.close()
+            raise
+
+    def _check_matroska(self, form: str) -> None:
+        source = self._source
+        if (source.time_base / _MILLISECOND).denominator != 1:
+            self._notes.append(f"{form} keeps whole milliseconds: times move by up to 0.5 ms")
+        codec = Codec(self._settings.codec, "w").canonical_name
+        if source.sample_aspect_ratio != 1 and codec not in _CODECS_WITH_ASPECT:
+            # Matroska has a field for it, which PyAV cannot reach.
+            raise OutputError(
+                f"{self._path}: {form} with {codec} cannot keep pixels of shape "
+                f"{source.sample_aspect_ratio}: the picture would look squeezed. Write a .mp4."
+            )
+
+    def _movie_timescale(self) -> int:
+        """Ticks a second for the delay of streams that start late, so that it is kept exactly."""
+        streams = (*self._source.audio, *self._source.subtitles)
+        starts = (self._source.start_time, *(stream.start_time for stream in streams))
+        timescale = math.lcm(1000, *(start.denominator for start in starts if start and start > 0))
+        if timescale <= _LARGEST_TIMESCALE:
+            return timescale
+        self._notes.append("streams that start late are moved by up to 1 ms")
+        return 1000
+
+    def _add_video(self) -> VideoStream:
+        settings, source = self._settings, self._source
+        rate = source.average_rate or _FALLBACK_RATE
+        if Codec(settings.codec, "w").type != "video":
+            raise UsageError(f"{settings.codec} is not a video encoder; try libx264")
+        try:
+            stream = self.container.add_stream(
+                settings.codec, rate=rate, options=settings.codec_options()
+            )
+        except ValueError as error:
+            raise OutputError(
+                f"{self._path}: cannot hold {settings.codec}: {error}. "
+                "Choose another codec or a .mkv file."
+            ) from error
+        assert isinstance(stream, VideoStream)
+        context = stream.codec_context
+        context.width, context.height = self._size
+        context.pix_fmt = settings.pixel_format
+        # The source's own ticks: every timestamp passes through as the integer it was.
+        context.time_base = stream.time_base = source.time_base
+        context.sample_aspect_ratio = source.sample_aspect_ratio
+        context.thread_count = settings.threads
+        context.flags |= CodecFlags.frame_duration
+        tags = output_tags(source.color_used, settings.pixel_format)
+        context.color_primaries, context.color_trc = tags.primaries, tags.transfer
+        context.colorspace, context.color_range = tags.matrix, tags.range
+        if settings.codec == "libx265" and self.container.format.name in ("mp4", "mov"):
+            context.codec_tag = "hvc1"  # Apple's players do not take FFmpeg's default, hev1
+        if "444" in settings.pixel_format and any(side % 2 for side in self._size):
+            self._notes.append(
+                f"{self._size[0]}x{self._size[1]} is stored as {settings.pixel_format}, which "
+                "many players cannot show; even sides avoid it"
+            )
+        return stream
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What is not carried over, one line each."""
+        return (*self._notes, *(self.copier.warnings if self.copier else ()))
+
+    def open_encoder(self) -> None:
+        """Open the encoder, which then judges its settings.
+
+        Raises:
+            OutputError: it refuses the size, the pixel format or a value.
+            UsageError: it does not know an option.
+        """
+        context, settings = self.stream.codec_context, self._settings
+        try:
+            context.open()
+        except av.FFmpegError as error:
+            options = " ".join(
+                f"{name}={value}" for name, value in settings.codec_options().items()
+            )
+            raise OutputError(
+                f"{self._path}: encoder {settings.codec} refuses {self._size[0]}x{self._size[1]} "
+                f"{settings.pixel_format} {options}: {error.strerror}. Change its settings."
+            ) from error
+        unknown = [name for name, _ in settings.options if name in context.options]
+        if unknown:
+            raise UsageError(f"encoder {settings.codec} has no option {', '.join(unknown)}")
+
+    def write_header(self) -> None:
+        """Start the file on the disk.
+
+        Raises:
+            OutputError: the format refuses the streams.
+            av.FFmpegError: the file cannot be written.
+        """
+        try:
+            self.container.start_encoding()
+        except av.error.ArgumentError as error:  # some muxers look at the codecs only now
+            streams = ", ".join(stream.codec_context.name for stream in self.container.streams)
+            raise OutputError(
+                f"{self._path}: {self.container.format.name} refuses streams of {streams}. "
+                "Write to a .mkv file instead."
+            ) from error
+
+    def close(self) -> None:
+        """Close output and source. Finishes the file if its header was written.
+
+        Raises:
+            av.FFmpegError: the file cannot be finished.
+        """
+        try:
+            self.container.close()
+        finally:
+            if self.copier is not None:
+                self.copier.close()
+
+
+class VideoWriter:
+    """Encodes frames and copies the other streams of the source beside them.
+
+    Writes to ``.NAME.partial-PID.EXT`` in the folder of the output and renames it when complete.
+
+    Args:
+        path: the output.
+        source: the input.
+        width, height: of the frames, pixels.
+        settings: settled encoder settings.
+    """
+
+    def __init__(
+        self, path: Path, source: VideoInfo, width: int, height: int, settings: EncoderSettings
+    ) -> None:
+        self._path = path
+        self._temporary = path.with_name(f".{path.stem[:60]}.partial-{os.getpid()}{path.suffix}")
+        self._source = source
+        self._shape = (height, width, 3)
+        self._settings = settings
+        tags = output_tags(source.color_used, settings.pixel_format)
+        self._convert = PixelConverter(tags)
+        rate = source.average_rate or _FALLBACK_RATE
+        self._usual_duration = max(1, round(1 / (rate * source.time_base)))
+        self._output: Output | None = None
+        self._last_pts: int | None = None
+        self._end = 0  # of the last frame, ticks
+        self._held: Packet[VideoStream] | None = None  # the last one encoded, not yet muxed
+        self._warnings: tuple[str, ...] = ()
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What could not be carried over, one line each."""
+        return self._output.warnings if self._output else self._warnings
+
+    def __enter__(self) -> Self:
+        size = (self._shape[1], self._shape[0])
+        self._output = Output(self._path, self._temporary, self._source, size, self._settings)
+        try:
+            self._output.open_encoder()
+            with _writing(self._path):
+                self._output.write_header()  # so that its errors come before the work
+        except BaseException:
+            self._abandon()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is not None:
+            self._abandon()
+            return
+        try:
+            self._finish()
+        except BaseException:
+            self._abandon()
+            raise
+
+    def write(self, frame: Frame) -> None:
+        """Encode one frame.
+
+        Raises:
+            OutputError: the output cannot be written.
+            UsageError: the frame's size is not the output's, or its time not later than the last.
+        """
+        if self._output is None:
+            raise RuntimeError("use the writer as a context manager: with open_writer(...) as w")
+        if frame.pixels.shape != self._shape:
+            raise UsageError(f"frame of shape {frame.pixels.shape}; the output needs {self._shape}")
+        if self._last_pts is not None and frame.pts <= self._last_pts:
+            raise UsageError(f"frame at {frame.pts} after {self._last_pts}; timestamps must grow")
+        self._last_pts = frame.pts
+        picture = self._convert.from_rgb(frame.pixels, self._settings.pixel_format)
+        picture.pts, picture.time_base = frame.pts, self._source.time_base
+        picture.duration = frame.duration or self._usual_duration
+        self._end = frame.pts + picture.duration
+        with _writing(self._path):
+            self._mux(self._output, self._output.stream.encode(picture))
+
+    def _mux(self, output: Output, packets: "list[Packet[VideoStream]]") -> None:
+        for packet in packets:
+            self._mux_held(output)
+            self._held = packet
+
+    def _mux_held(self, output: Output) -> None:
+        packet, self._held = self._held, None
+        if packet is None:
+            return
+        if output.copier is not None and packet.dts is not None:
+            output.copier.copy_until(packet.dts * packet.time_base)
+        output.container.mux(packet)
+
+    def _finish(self) -> None:
+        output = self._output
+        assert output is not None
+        if self._last_pts is None:
+            raise OutputError(f"{self._path}: no frame was written, so there is no video to finish")
+        with _writing(self._path):
+            self._mux(output, output.stream.encode(None))
+            if self._held is not None and self._held.pts is not None:
+                # MP4 derives the end from the packet encoded last, which may be a B-frame.
+                self._held.duration = self._end - self._held.pts
+            self._mux_held(output)
+            if output.copier is not None:
+                output.copier.copy_until(None)
+            self._warnings, self._output = output.warnings, None
+            output.close()
+            with self._temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            os.replace(self._temporary, self._path)
+
+    def _abandon(self) -> None:
+        output, self._output = self._output, None
+        if output is not None:
+            self._warnings = output.warnings
+            with contextlib.suppress(av.FFmpegError):  # an error is on its way already
+                output.close()
+        self._temporary.unlink(missing_ok=True)

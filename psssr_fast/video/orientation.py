@@ -1,0 +1,60 @@
+"""Turning stored pictures upright."""
+
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import cast
+
+import av
+import numpy as np
+from av.sidedata.sidedata import SideData, Type
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Orientation:
+    """One of the eight ways to lay a rectangle on a rectangle.
+
+    Attributes:
+        transpose: swap rows and columns, first.
+        mirror_x, mirror_y: reverse the columns, the rows, afterwards.
+    """
+
+    transpose: bool = False
+    mirror_x: bool = False
+    mirror_y: bool = False
+
+    @property
+    def rotation(self) -> int:
+        """Degrees clockwise, leaving a mirroring aside."""
+        if self.transpose:
+            return 90 if self.mirror_x else 270
+        return 180 if self.mirror_y else 0
+
+    def apply(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """``[height, width, 3]`` pixels as stored, to pixels as shown."""
+        if self.transpose:
+            pixels = pixels.swapaxes(0, 1)
+        if self.mirror_x:
+            pixels = pixels[:, ::-1]
+        if self.mirror_y:
+            pixels = pixels[::-1]
+        return np.ascontiguousarray(pixels)
+
+
+def orientation_of(picture: av.VideoFrame) -> Orientation | None:
+    """The orientation in a picture's display matrix; ``None`` for one that is not a right angle.
+
+    The matrix (ISO/IEC 14496-12, section 6.2.2) maps a stored point (x, y) to the shown point
+    (a x + c y, b x + d y).
+    """
+    side_data = cast("Mapping[Type, SideData]", picture.side_data)
+    if Type.DISPLAYMATRIX not in side_data:
+        return Orientation()
+    matrix = bytes(side_data[Type.DISPLAYMATRIX])
+    a, b, _, c, d = struct.unpack("=5i", matrix[:20])
+    if b == 0 and c == 0 and a != 0 and d != 0:
+        return Orientation(mirror_x=a < 0, mirror_y=d < 0)
+    if a == 0 and d == 0 and b != 0 and c != 0:
+        return Orientation(transpose=True, mirror_x=c < 0, mirror_y=b < 0)
+    return None

@@ -1,0 +1,94 @@
+"""Writing frames: a video file with everything else of the source in it, or PNG frames."""
+
+import os
+from pathlib import Path
+
+from psssr_fast.errors import OutputError, UsageError
+from psssr_fast.video.encoder import CONTAINERS, EncoderSettings, settle
+from psssr_fast.video.images import ImageWriter
+from psssr_fast.video.info import VideoInfo, Writer
+from psssr_fast.video.muxer import VideoWriter
+
+
+def is_image_output(path: str | Path) -> bool:
+    """Whether an output path means a folder of PNG frames: a folder, ``.../``, or no extension."""
+    return str(path).endswith(("/", os.sep)) or Path(path).is_dir() or not Path(path).suffix
+
+
+def check_output(path: str | Path, source: str | Path, overwrite: bool = False) -> None:
+    """Find out before any work whether an output can be put there; touches nothing on the disk.
+
+    What concerns the encoder and the sound is found out on entering the writer, which is also
+    before the first frame.
+
+    Args:
+        path: a video file, or a folder for PNG frames; see :func:`is_image_output`.
+        source: the input.
+        overwrite: whether an existing output may be replaced.
+
+    Raises:
+        UsageError: unknown extension, or the output is the input.
+        OutputError: it exists, or its folder is missing or read-only.
+    """
+    target = Path(path)
+    images = is_image_output(path)
+    if not images and target.suffix.lower() not in CONTAINERS:
+        raise UsageError(
+            f"{path}: no video format {target.suffix!r}; known: {', '.join(CONTAINERS)}. End the "
+            "name with / to write a folder of PNG frames."
+        )
+    if target.exists():
+        if Path(source).exists() and target.samefile(source):
+            raise UsageError(f"{path}: the output is the input. Choose another name.")
+        _check_existing(target, images, overwrite)
+    parent = target.parent
+    if not parent.is_dir():
+        raise OutputError(f"{path}: there is no folder {parent}. Make it first.")
+    place = target if target.is_dir() else parent
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise OutputError(f"{path}: no permission to write in {place}. Choose another folder.")
+
+
+def open_writer(
+    path: str | Path,
+    source: VideoInfo,
+    width: int,
+    height: int,
+    encoder: EncoderSettings | None = None,
+    overwrite: bool = False,
+) -> Writer:
+    """A writer for a video file or, where ``path`` means a folder, for PNG frames.
+
+    Args:
+        path: the output; see :func:`is_image_output`.
+        source: the input: its times, sound, subtitles, colour tags and shape of pixels go along.
+        width, height: of the frames to be written, pixels.
+        encoder: how the video is compressed.
+        overwrite: replace what is there.
+
+    Raises:
+        UsageError: as :func:`check_output`; or there is no such encoder or pixel format.
+        OutputError: as :func:`check_output`. Entering the writer raises it if the encoder refuses
+            the size, or the format cannot hold the codec or the sound.
+    """
+    check_output(path, source.path, overwrite)
+    target = Path(path)
+    if is_image_output(path):
+        return ImageWriter(target, width, height, overwrite)
+    settings = settle(encoder or EncoderSettings(), target, width, height)
+    return VideoWriter(target, source, width, height, settings)
+
+
+def _check_existing(target: Path, images: bool, overwrite: bool) -> None:
+    if images and not target.is_dir():
+        raise OutputError(f"{target}: a file, not a folder. Choose another name for the folder.")
+    if not images and not target.is_file():
+        raise OutputError(f"{target}: not a regular file. Choose another name.")
+    if overwrite:
+        return
+    if not images:
+        raise OutputError(f"{target}: exists already. Pass --overwrite or choose another name.")
+    if any(item.suffix.lower() == ".png" for item in target.iterdir()):
+        raise OutputError(
+            f"{target}: holds PNG files already. Pass --overwrite or choose another folder."
+        )
