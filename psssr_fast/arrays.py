@@ -1,0 +1,66 @@
+"""Frames in memory: what users pass and get back, and the planar tensors of the pipeline."""
+
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from psssr_fast.errors import InputError
+from psssr_fast.ops.pixel_format import pack_frames, unpack_frames
+
+Picture = TypeVar("Picture", np.ndarray, Tensor)
+"""A frame or clip: numpy uint8 ``[..., height, width, 3]`` or torch float ``[..., 3, height,
+width]`` in [0, 1]; RGB."""
+
+
+def check_frame(frame: Picture, first: Picture | None = None) -> Picture:
+    """Return ``frame`` if it is a picture, of the kind and size of ``first``.
+
+    Raises:
+        InputError: it is not.
+    """
+    shape = tuple(getattr(frame, "shape", ()))
+    if isinstance(frame, np.ndarray):
+        fits = frame.dtype == np.uint8 and len(shape) == 3 and shape[2] == 3
+    else:
+        fits = isinstance(frame, Tensor) and frame.is_floating_point()
+        fits = fits and len(shape) == 3 and shape[0] == 3
+    if not fits or 0 in shape:
+        raise InputError(
+            "a frame must be a numpy uint8 array [height, width, 3] or a torch float tensor "
+            f"[3, height, width] in [0, 1]; got {type(frame).__name__} "
+            f"{getattr(frame, 'dtype', '')} {list(shape)}"
+        )
+    if first is not None and (type(frame) is not type(first) or shape != tuple(first.shape)):
+        raise InputError(
+            "all frames of a stream must be of one kind and size; got "
+            f"{type(frame).__name__} {list(shape)} after {type(first).__name__} "
+            f"{list(first.shape)}"
+        )
+    return frame
+
+
+def frame_size(frame: Picture) -> tuple[int, int]:
+    """Height and width."""
+    height, width = frame.shape[:2] if isinstance(frame, np.ndarray) else frame.shape[-2:]
+    return height, width
+
+
+def to_planar(frame: Picture) -> Tensor:
+    """One frame as fp32 ``[3, height, width]`` in [-1, 1]."""
+    if isinstance(frame, np.ndarray):
+        return unpack_frames(torch.from_numpy(np.ascontiguousarray(frame))[None])[0]
+    return frame.float() * 2 - 1
+
+
+def to_bytes(picture: Tensor, truncate: bool = False) -> np.ndarray:
+    """One frame ``[3, height, width]`` in [-1, 1] as uint8 ``[height, width, 3]``."""
+    return pack_frames(picture[None].cpu(), truncate)[0].numpy()
+
+
+def from_planar(picture: Tensor, like: Picture, truncate: bool = False) -> Picture:
+    """One frame ``[3, height, width]`` in [-1, 1] as the kind, device and dtype of ``like``."""
+    if isinstance(like, np.ndarray):
+        return to_bytes(picture, truncate)
+    return ((picture + 1) / 2).clamp(0, 1).to(like.device, like.dtype)

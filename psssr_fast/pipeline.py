@@ -1,0 +1,112 @@
+"""One window of video through the networks; everything above it only cuts, blends and stores."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from psssr_fast.config import Settings
+from psssr_fast.errors import OutOfMemory
+from psssr_fast.models.codec import Codec
+from psssr_fast.models.dit import Dit
+from psssr_fast.ops.frequency_update import update_frequencies
+from psssr_fast.sampling import Step, base_step, draft_steps, make_schedule
+from psssr_fast.windows import crop_clip, pad_clip
+
+
+@dataclass(frozen=True)
+class Networks:
+    """The networks of a model, on their device and in their dtype, ready to run.
+
+    Attributes:
+        base, draft: the transformers.
+        codec: between pictures and latents.
+        context: the prompt's embedding ``[1, tokens, text_dim]``, or ``None``.
+    """
+
+    base: Dit
+    draft: Dit
+    codec: Codec
+    context: Tensor | None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the networks run."""
+        return next(self.base.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the networks compute in."""
+        return next(self.base.parameters()).dtype
+
+
+def restore_window(networks: Networks, picture: Tensor, settings: Settings) -> Tensor:
+    """Restore one window that already has its output size.
+
+    Args:
+        networks: the model.
+        picture: ``[frames, 3, height, width]`` in [-1, 1], on the networks' device, fp32.
+        settings: sampling and frequency-domain update.
+
+    Returns:
+        The restored window, shaped like ``picture``, in [-1, 1], fp32.
+
+    Raises:
+        OutOfMemory: the window does not fit.
+    """
+    codec = networks.codec
+    padded = pad_clip(picture, codec.frames_multiple, codec.pixels_multiple)
+    try:
+        with torch.no_grad():
+            latents, condition = codec.encode(_batched(padded).to(networks.dtype))
+            base, drafts = _sample(networks, latents, settings)
+            if not settings.frequency_update.iterate:
+                drafts = drafts[-1:]  # the other steps' estimates are never seen
+            result = _decode(codec, base, condition, picture, settings)
+            for draft in drafts:
+                sharp = _decode(codec, draft, condition, picture, settings)
+                result = update_frequencies(result, sharp, settings.frequency_update)
+            return result.mul_(2).sub_(1).clamp_(-1, 1)
+    except (torch.OutOfMemoryError, RuntimeError) as error:
+        if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):
+            raise OutOfMemory(_memory_message(picture)) from error
+        raise
+
+
+def _sample(networks: Networks, latents: Tensor, settings: Settings) -> tuple[Step, list[Step]]:
+    """All steps: the base's, then the draft's on the base's features."""
+    schedule = make_schedule(settings.sampling)
+    base, features = base_step(networks.base, latents, networks.context, schedule)
+    drafts = draft_steps(
+        networks.draft,
+        base.next_latents,
+        latents,
+        features,
+        networks.context,
+        schedule,
+        settings.sampling,
+    )
+    return base, drafts
+
+
+def _decode(
+    codec: Codec, step: Step, condition: Tensor | None, like: Tensor, settings: Settings
+) -> Tensor:
+    """The picture of a step's estimate, cropped like ``like``, RGB in [0, 1], fp32."""
+    decoded = codec.decode(step.estimate, condition)[0].transpose(0, 1)
+    unit = crop_clip(decoded, like).float().clamp(-1, 1).add(1).div(2)
+    if settings.released_rounding:
+        return unit.mul(255).floor_().div_(255)
+    return unit
+
+
+def _batched(picture: Tensor) -> Tensor:
+    return picture.transpose(0, 1)[None]
+
+
+def _memory_message(picture: Tensor) -> str:
+    frames, _, height, width = picture.shape
+    return (
+        f"out of memory on a window of {frames} frames {width}x{height} on {picture.device}. "
+        "Use smaller windows (--window FRAMESxHEIGHTxWIDTH) or a machine with more memory"
+    )
