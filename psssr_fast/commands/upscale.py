@@ -1,0 +1,221 @@
+"""``psssr upscale``."""
+
+import os
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from typing import TYPE_CHECKING
+
+import typer
+
+from psssr_fast.commands import upscale_options as options
+from psssr_fast.commands.batch import Batch, Reading, Result, Writing, exit_code, stoppable
+from psssr_fast.commands.plan import Target, plan_jobs
+from psssr_fast.commands.progress import BarProgress, ProgressConsole, ProgressStyle, make_progress
+from psssr_fast.commands.shell import (
+    DebugOption,
+    JsonOption,
+    Shell,
+    messages_to,
+    print_document,
+    print_line,
+)
+from psssr_fast.config import FrequencyUpdate, Profile, Settings, Windows
+from psssr_fast.errors import UsageError
+
+if TYPE_CHECKING:
+    from psssr_fast.upscaler import Upscaler
+    from psssr_fast.video import EncoderSettings
+
+_ANY = Windows(2**30, 2**30, 2**30, overlap_frames=0, overlap_pixels=0)  # fits every change
+
+
+@dataclass(frozen=True)
+class PictureChanges:
+    """What of a profile's settings the user changed; ``None`` is unchanged."""
+
+    alpha: float | None
+    fdu_filter: options.Filter | None
+    window: str | None
+    overlap: str | None
+
+    def __post_init__(self) -> None:
+        self.apply(Settings(windows=_ANY))  # refuse now what never fits
+
+    def apply(self, settings: Settings) -> Settings:
+        """The settings with the changes.
+
+        Raises:
+            UsageError: a value is malformed, or the result does not fit together.
+        """
+        update: FrequencyUpdate = settings.frequency_update
+        if self.alpha is not None:
+            update = replace(update, strength=self.alpha)
+        if self.fdu_filter is not None:
+            update = replace(update, filter=self.fdu_filter.value)
+        windows = settings.windows
+        frames, height, width = windows.frames, windows.height, windows.width
+        if self.window is not None:
+            frames, height, width = numbers("--window", self.window, "FRAMESxHEIGHTxWIDTH")
+        shared_frames, shared_pixels = windows.overlap_frames, windows.overlap_pixels
+        if self.overlap is not None:
+            shared_frames, shared_pixels = numbers("--overlap", self.overlap, "FRAMESxPIXELS")
+        windows = replace(
+            windows,
+            frames=frames,
+            height=height,
+            width=width,
+            overlap_frames=shared_frames,
+            overlap_pixels=shared_pixels,
+        )
+        return replace(settings, frequency_update=update, windows=windows)
+
+
+def numbers(option: str, text: str, form: str) -> tuple[int, ...]:
+    """The numbers of an option such as ``8x720x1280``; ``form`` says how many and what.
+
+    Raises:
+        UsageError: it is not of that form.
+    """
+    parts = text.split("x")
+    if len(parts) != len(form.split("x")) or not all(
+        part.isascii() and part.isdigit() for part in parts
+    ):
+        raise UsageError(f"{option} must be {form}; got {text!r}")
+    return tuple(int(part) for part in parts)
+
+
+@dataclass(frozen=True)
+class EncoderChanges:
+    """What of the encoder's defaults the user changed; ``None`` is unchanged."""
+
+    codec: str | None
+    crf: int | None
+    preset: str | None
+    pixel_format: str | None
+    options: tuple[str, ...]
+
+    def settings(self) -> "EncoderSettings":
+        """The encoder's settings.
+
+        Raises:
+            UsageError: an option is not ``NAME=VALUE``.
+        """
+        from psssr_fast.video import EncoderSettings
+
+        pairs = [option.partition("=") for option in self.options]
+        for name, equals, _ in pairs:
+            if not name or not equals:
+                raise UsageError(f"--encoder-option must be NAME=VALUE; got {name + equals!r}")
+        default = EncoderSettings()
+        return EncoderSettings(
+            codec=default.codec if self.codec is None else self.codec,
+            crf=default.crf if self.crf is None else self.crf,
+            preset=default.preset if self.preset is None else self.preset,
+            pixel_format=default.pixel_format if self.pixel_format is None else self.pixel_format,
+            options=tuple((name, value) for name, _, value in pairs),
+        )
+
+
+@dataclass(frozen=True)
+class ModelChoice:
+    """Which model to load, where to run it, and what to change of its settings."""
+
+    source: str
+    profile: Profile
+    device: str
+    dtype: options.Dtype
+    attention: str
+    offline: bool
+    changes: PictureChanges
+
+    def load(self) -> "Upscaler":
+        """Load it.
+
+        Raises:
+            ModelError, UsageError: see :meth:`psssr_fast.upscaler.Upscaler.from_pretrained`.
+        """
+        import torch
+
+        from psssr_fast.upscaler import Upscaler
+
+        upscaler = Upscaler.from_pretrained(
+            self.source,
+            device=self.device,
+            dtype=None if self.dtype is options.Dtype.AUTO else getattr(torch, self.dtype),
+            profile=self.profile,
+            attention=self.attention,
+            offline=self.offline,
+        )
+        # Only now are the windows known that the model is made for.
+        settings = self.changes.apply(upscaler.settings)
+        return Upscaler(upscaler.networks, settings, upscaler.model, upscaler.attention)
+
+
+def upscale(
+    ctx: typer.Context,
+    inputs: options.Inputs,
+    output: options.Output = None,
+    scale: options.Scale = None,
+    height: options.Height = None,
+    model: options.Model = "nano",
+    profile: options.ProfileChoice = Profile.RELEASED,
+    device: options.Device = "auto",
+    dtype: options.DtypeChoice = options.Dtype.AUTO,
+    attention: options.Attention = "auto",
+    offline: options.Offline = False,
+    alpha: options.Alpha = None,
+    fdu_filter: options.FilterChoice = None,
+    window: options.Window = None,
+    overlap: options.Overlap = None,
+    codec: options.Codec = None,
+    crf: options.Crf = None,
+    preset: options.Preset = None,
+    pixel_format: options.PixelFormat = None,
+    encoder_option: options.EncoderOption = None,
+    frame_rate: options.FrameRate = Fraction(25),
+    allow_damaged: options.AllowDamaged = False,
+    overwrite: options.Overwrite = False,
+    skip_existing: options.SkipExisting = False,
+    progress: options.Progress = ProgressStyle.AUTO,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> int:
+    """Upscale videos, or folders of PNG frames.
+
+    Sound, subtitles, timestamps and colours are carried over.
+    """
+    changes = PictureChanges(alpha, fdu_filter, window, overlap)
+    choice = ModelChoice(model, profile, device, dtype, attention, offline, changes)
+    encoder = EncoderChanges(codec, crf, preset, pixel_format, tuple(encoder_option or ()))
+    target = Target(scale, height)
+    writing = Writing(
+        target, encoder.settings(), overwrite, skip_existing, Reading(frame_rate, allow_damaged)
+    )
+    results = _run(ctx.obj, inputs, output, choice, writing, make_progress(progress))
+    _print_results(results, as_json)
+    return exit_code(results)
+
+
+def _run(
+    shell: Shell,
+    inputs: list[str],
+    output: str | None,
+    choice: ModelChoice,
+    writing: Writing,
+    console: ProgressConsole,
+) -> list[Result]:
+    shell.console = console
+    if not isinstance(console, BarProgress):  # downloads would draw theirs between our lines
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    with messages_to(console), stoppable():
+        jobs = plan_jobs(inputs, output, writing.target)
+        return Batch(writing, choice.load, shell, console).run(jobs)
+
+
+def _print_results(results: list[Result], as_json: bool) -> None:
+    if as_json:
+        print_document("upscale", {"results": [result.to_json() for result in results]})
+        return
+    for result in results:
+        if result.error is None:
+            print_line(str(result))
