@@ -48,9 +48,19 @@ def frame_size(frame: Picture) -> tuple[int, int]:
 
 
 def to_planar(frame: Picture) -> Tensor:
-    """One frame as fp32 ``[3, height, width]`` in [-1, 1]."""
+    """One frame as fp32 ``[3, height, width]`` in [-1, 1].
+
+    Raises:
+        InputError: values of a float frame are not finite or far from [0, 1].
+    """
     if isinstance(frame, np.ndarray):
         return unpack_frames(torch.from_numpy(np.ascontiguousarray(frame))[None])[0]
+    low, high = (float(value) for value in frame.aminmax())
+    if not (low >= -0.5 and high <= 1.5):  # also false for NaN; overshoot of a resize may pass
+        raise InputError(
+            f"a float frame must be RGB in [0, 1]; got values from {low:g} to {high:g}. "
+            "Divide 8-bit values by 255; add 1 to values in [-1, 1] and halve them"
+        )
     return frame.float() * 2 - 1
 
 

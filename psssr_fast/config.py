@@ -1,6 +1,6 @@
 """Settings: frozen, typed, with units; every published reading of the method is a field here."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal
 
@@ -125,7 +125,8 @@ class Windows:
             _require(size >= 1, f"window {name} must be at least 1; got {size}")
             _require(
                 0 <= overlap < size,
-                f"window {name}={size} must be larger than its overlap {overlap}",
+                f"window {name}={size} must be larger than its overlap {overlap}; take a larger "
+                "window or a smaller overlap",
             )
         _require(
             self.feather in ("shared", "released"),
@@ -167,8 +168,8 @@ def settings_for(profile: Profile | str, windows: Windows | None = None) -> Sett
     except ValueError:
         known = ", ".join(Profile)
         raise UsageError(f"no such profile: {profile!r}; known: {known}") from None
-    settings = Settings(profile=profile, windows=windows or Windows())
     if profile is Profile.PAPER:
         update = FrequencyUpdate(strength=0.6, alpha_mode="lerp", iterate=True)
-        settings = replace(settings, frequency_update=update)
-    return settings
+    else:
+        update = FrequencyUpdate(strength=1.0, alpha_mode="literal")  # the script's --alpha
+    return Settings(profile=profile, windows=windows or Windows(), frequency_update=update)

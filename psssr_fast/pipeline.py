@@ -1,5 +1,7 @@
 """One window of video through the networks; everything above it only cuts, blends and stores."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -56,20 +58,31 @@ def restore_window(networks: Networks, picture: Tensor, settings: Settings) -> T
     """
     codec = networks.codec
     padded = pad_clip(picture, codec.frames_multiple, codec.pixels_multiple)
+    frames, _, height, width = picture.shape
+    with memory_guard(frames, height, width, picture.device), torch.no_grad():
+        latents, condition = codec.encode(_batched(padded).to(networks.dtype))
+        base, drafts = _sample(networks, latents, settings)
+        if not settings.frequency_update.iterate:
+            drafts = drafts[-1:]  # the other steps' estimates are never seen
+        result = _decode(codec, base, condition, picture, settings)
+        for draft in drafts:
+            sharp = _decode(codec, draft, condition, picture, settings)
+            result = update_frequencies(result, sharp, settings.frequency_update)
+        return result.mul_(2).sub_(1).clamp_(-1, 1)
+
+
+@contextmanager
+def memory_guard(frames: int, height: int, width: int, device: torch.device) -> Iterator[None]:
+    """Turn torch's ways of running out of memory into :class:`OutOfMemory`, naming the window."""
     try:
-        with torch.no_grad():
-            latents, condition = codec.encode(_batched(padded).to(networks.dtype))
-            base, drafts = _sample(networks, latents, settings)
-            if not settings.frequency_update.iterate:
-                drafts = drafts[-1:]  # the other steps' estimates are never seen
-            result = _decode(codec, base, condition, picture, settings)
-            for draft in drafts:
-                sharp = _decode(codec, draft, condition, picture, settings)
-                result = update_frequencies(result, sharp, settings.frequency_update)
-            return result.mul_(2).sub_(1).clamp_(-1, 1)
+        yield
     except (torch.OutOfMemoryError, RuntimeError) as error:
         if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):
-            raise OutOfMemory(_memory_message(picture)) from error
+            raise OutOfMemory(
+                f"out of memory on a window of {frames} frames {width}x{height} on {device}. Use "
+                "smaller windows (--window FRAMESxHEIGHTxWIDTH with --overlap FRAMESxPIXELS), a "
+                "smaller output, or a machine with more memory"
+            ) from error
         raise
 
 
@@ -102,11 +115,3 @@ def _decode(
 
 def _batched(picture: Tensor) -> Tensor:
     return picture.transpose(0, 1)[None]
-
-
-def _memory_message(picture: Tensor) -> str:
-    frames, _, height, width = picture.shape
-    return (
-        f"out of memory on a window of {frames} frames {width}x{height} on {picture.device}. "
-        "Use smaller windows (--window FRAMESxHEIGHTxWIDTH) or a machine with more memory"
-    )

@@ -24,6 +24,10 @@ def output_size(
     if scale is not None and target_height is not None:
         raise UsageError("give either scale or height, not both")
     if target_height is not None:
+        if not isinstance(target_height, int) or target_height < 1:
+            raise UsageError(
+                f"height must be a whole number of pixels, at least 1; got {target_height!r}"
+            )
         result = target_height, 2 * round(width * target_height / height / 2)
     else:
         factor = DEFAULT_SCALE if scale is None else scale

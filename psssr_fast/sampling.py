@@ -75,7 +75,7 @@ def base_step(
         The step, and the base's features for the draft.
     """
     stacked = torch.cat([low_latents, low_latents], dim=1)
-    time = low_latents.new_full((len(low_latents),), schedule.timesteps[0])
+    time = _timesteps(schedule.timesteps[0], low_latents)
     velocity, features = base(stacked, time, context)
     return _advance(low_latents, velocity, *schedule.sigmas[:2]), features
 
@@ -110,11 +110,16 @@ def draft_steps(
         condition = torch.zeros_like(low_latents)
     steps = []
     for index, timestep in enumerate(schedule.timesteps[1:], start=1):
-        time = latents.new_full((len(latents),), timestep)
+        time = _timesteps(timestep, latents)
         velocity, _ = draft(torch.cat([latents, condition], dim=1), time, context, features)
         steps.append(_advance(latents, velocity, *schedule.sigmas[index : index + 2]))
         latents = steps[-1].next_latents
     return steps
+
+
+def _timesteps(timestep: float, latents: Tensor) -> Tensor:
+    """One for each clip, in fp32: in bf16 latents, 699 would become 700 unasked."""
+    return torch.full((len(latents),), timestep, dtype=torch.float32, device=latents.device)
 
 
 def _advance(latents: Tensor, velocity: Tensor, sigma: float, sigma_next: float) -> Step:

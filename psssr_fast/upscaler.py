@@ -16,7 +16,7 @@ from psssr_fast.arrays import Picture, check_frame, frame_size, from_planar, to_
 from psssr_fast.config import Profile, Settings, settings_for
 from psssr_fast.errors import InputError
 from psssr_fast.loading import load_networks, resolve_device
-from psssr_fast.pipeline import Networks, restore_window
+from psssr_fast.pipeline import Networks, memory_guard, restore_window
 from psssr_fast.resize import output_size, resize_frames
 from psssr_fast.video import (
     DEFAULT_IMAGE_RATE,
@@ -53,6 +53,7 @@ class Report:
         frames, width, height: of the output.
         seconds: wall-clock time, reading and writing included; ``fps`` is frames over it.
         model, profile, attention, device: what computed it.
+        settings: everything that decided the picture, the resizing included.
         warnings: what the reader or the writer could not keep, one line each.
     """
 
@@ -67,6 +68,7 @@ class Report:
     profile: str
     attention: str
     device: str
+    settings: Settings
     warnings: tuple[str, ...]
 
 
@@ -140,10 +142,10 @@ class Upscaler:
         Raises:
             InputError: ``clip`` is of neither kind.
         """
-        if isinstance(clip, (np.ndarray, Tensor)) and clip.ndim != 4:
+        if not isinstance(clip, (np.ndarray, Tensor)) or clip.ndim != 4:
             raise InputError(
                 f"a clip must be uint8 [frames, height, width, 3] or float [frames, 3, height, "
-                f"width]; got {type(clip).__name__} of shape {list(clip.shape)}"
+                f"width]; got {type(clip).__name__} of shape {list(getattr(clip, 'shape', ()))}"
             )
         frames = list(self.stream(clip, scale=scale, height=height))
         if not frames:
@@ -230,6 +232,7 @@ class Upscaler:
             profile=str(self.settings.profile),
             attention=self.attention,
             device=str(self.networks.device),
+            settings=self.settings,
             warnings=warnings,
         )
 
@@ -262,9 +265,10 @@ class Upscaler:
         """The pipeline: windows in time, upscaled, restored tile by tile, blended, in order."""
         blender = TemporalBlender(self.settings.windows)
         for window in stream_windows(frames, self.settings.windows):
-            low = torch.stack(window.items).to(self.networks.device)
-            picture = resize_frames(low, *size, self.settings.resize)
-            blender.push(window, self._restore_clip(picture))
+            with memory_guard(len(window.items), *size, self.networks.device):
+                low = torch.stack(window.items).to(self.networks.device)
+                picture = resize_frames(low, *size, self.settings.resize)
+                blender.push(window, self._restore_clip(picture))
             yield from blender.pop_finished(window)
 
     def _restore_clip(self, picture: Tensor) -> Tensor:

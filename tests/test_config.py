@@ -9,7 +9,9 @@ from psssr_fast.errors import UsageError
 def test_released_profile_updates_once_at_full_strength():
     settings = settings_for("released")
     assert settings.profile is Profile.RELEASED
-    assert settings.frequency_update == FrequencyUpdate(strength=1.0, iterate=False)
+    assert settings.frequency_update == FrequencyUpdate(
+        strength=1.0, alpha_mode="literal", iterate=False
+    )
 
 
 def test_paper_profile_iterates_at_strength_six_tenths():

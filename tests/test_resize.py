@@ -30,7 +30,9 @@ def test_output_size(scale, height, expected):
         (float("nan"), None, "scale must be a positive number; got nan"),
         (100.0, None, "output 32000x18000 from input 320x180"),
         (0.001, None, "output 0x0"),
-        (None, 0, "output 0x0"),
+        (None, 0, "height must be a whole number of pixels, at least 1; got 0"),
+        (None, 10.5, "height must be a whole number .* got 10.5"),
+        (None, 10**6, "output 1777778x1000000"),
         (2.0, 720, "give either scale or height, not both"),
     ],
 )

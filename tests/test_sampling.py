@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from psssr_fast.config import Sampling
 from psssr_fast.errors import UsageError
-from psssr_fast.models.dit import Dit, DitOutput
+from psssr_fast.models.dit import Dit, DitOutput, timestep_embedding
 from psssr_fast.models.sizes import DitSize
 from psssr_fast.sampling import base_step, draft_steps, make_schedule
 
@@ -97,6 +97,19 @@ def test_unrounded_timesteps_keep_699_and_the_nearest_sigma():
     assert schedule.timesteps == (699, 599, 499, 399)
     for timestep, sigma in zip(schedule.timesteps, schedule.sigmas, strict=False):
         assert abs(1000 * sigma - timestep) < 0.7  # half the widest gap between two of the 1000
+
+
+@pytest.mark.parametrize(("rounding", "seen"), [("bf16", 700.0), ("none", 699.0)])
+def test_the_base_sees_the_chosen_timestep_in_bf16_too(rounding, seen):
+    base = Dit(SIZE).bfloat16().eval()
+    embedded = []
+    base.time_embedding.register_forward_pre_hook(lambda module, inputs: embedded.append(inputs[0]))
+    schedule = make_schedule(Sampling(timestep_rounding=rounding))
+    low = torch.randn(1, 16, 1, 4, 4, dtype=torch.bfloat16)
+    base_step(base, low, torch.randn(1, 3, 32, dtype=torch.bfloat16), schedule)
+    assert torch.equal(
+        embedded[0], timestep_embedding(torch.tensor([seen]), SIZE.freq_dim, torch.bfloat16)
+    )
 
 
 def test_exact_velocity_gives_the_high_resolution_latents_at_every_step():

@@ -10,7 +10,7 @@ import torch
 from model_fixtures import SMALL, networks, upscaler
 
 from psssr_fast.config import settings_for
-from psssr_fast.errors import InputError, UsageError
+from psssr_fast.errors import InputError, OutOfMemory, UsageError
 from psssr_fast.resize import resize_frames
 
 
@@ -84,8 +84,11 @@ def test_released_rounding_truncates():
     assert set(np.unique(up(clip))) <= {198, 199, 200}
 
 
-def test_tiles_of_a_constant_are_seamless():
-    result = upscaler(trained=False)(torch.full((9, 3, 40, 56), 0.4))
+@pytest.mark.parametrize("feather", ["shared", "released"])
+def test_tiles_of_a_constant_are_seamless(feather):
+    windows = replace(SMALL, feather=feather)
+    up = upscaler(trained=False, settings=settings_for("released", windows))
+    result = up(torch.full((9, 3, 40, 56), 0.4))
     assert result.shape == (9, 3, 160, 224)  # three windows in time, twelve tiles each
     assert (result - 0.4).abs().max() <= 1e-6
 
@@ -98,10 +101,15 @@ def test_tiles_of_a_constant_are_seamless():
         (array()[..., :2], r"got ndarray uint8 \[20, 30, 2\]"),
         (torch.zeros(2, 8, 8, 3), r"got Tensor torch.float32 \[8, 8, 3\]"),
         (torch.zeros(2, 3, 8, 8, dtype=torch.uint8), r"got Tensor torch.uint8"),
+        ([np.zeros((8, 8, 3), np.uint8)], r"got list of shape \[\]"),
+        (torch.full((1, 3, 8, 8), 200.0), r"must be RGB in \[0, 1\]; got values from 200 to 200"),
+        (-torch.ones(1, 3, 8, 8), r"got values from -1 to -1"),
+        (torch.full((1, 3, 8, 8), torch.nan), r"got values from nan to nan"),
         (np.zeros((0, 8, 8, 3), np.uint8), "the clip has no frames"),
         (np.zeros((1, 0, 8, 3), np.uint8), r"got ndarray uint8 \[0, 8, 3\]"),
     ],
-    ids=["one frame", "float array", "two channels", "channels last", "uint8 tensor", "empty",
+    ids=["one frame", "float array", "two channels", "channels last", "uint8 tensor", "list",
+         "8-bit floats", "signed floats", "nan", "empty",
          "no rows"],
 )  # fmt: skip
 def test_clips_of_another_kind_are_refused(clip, message):
@@ -121,6 +129,15 @@ def test_frames_that_change_size_or_kind_are_refused():
 def test_scale_and_height_together_are_refused():
     with pytest.raises(UsageError, match="not both"):
         upscaler()(array(1), scale=2, height=40)
+
+
+def test_out_of_memory_outside_the_networks_is_reported_as_such(monkeypatch):
+    def fail(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("psssr_fast.upscaler.resize_frames", fail)
+    with pytest.raises(OutOfMemory, match="window of 2 frames 32x32 on cpu"):
+        upscaler()(array(2, 8, 8))
 
 
 def test_networks_know_their_device_and_dtype():

@@ -43,15 +43,15 @@ class _Step:
     attention: Attention
 
 
-def timestep_embedding(timestep: Tensor, dim: int) -> Tensor:
+def timestep_embedding(timestep: Tensor, dim: int, dtype: torch.dtype) -> Tensor:
     """Sinusoidal embedding ``[cos | sin]`` of ``timestep`` ``[batch]``, computed in fp64.
 
-    Frequencies are ``10000 ** (-i / (dim / 2))``; returned in the dtype of ``timestep``.
+    Frequencies are ``10000 ** (-i / (dim / 2))``; returned in ``dtype``.
     """
     half = dim // 2
     powers = torch.arange(half, dtype=torch.float64, device=timestep.device).div(half)
     angle = timestep.double()[:, None] * torch.pow(10000.0, -powers)
-    return torch.cat([angle.cos(), angle.sin()], dim=1).to(timestep.dtype)
+    return torch.cat([angle.cos(), angle.sin()], dim=1).to(dtype)
 
 
 def rotary_angles(grid: tuple[int, int, int], head_dim: int, device: torch.device) -> Tensor:
@@ -229,7 +229,7 @@ class Dit(nn.Module):
         Args:
             latents: state and condition, ``[batch, in_channels, frames, height, width]``; sizes
                 are multiples of ``size.patch``.
-            timestep: ``[batch]``, 0 to 1000, in the weights' dtype.
+            timestep: ``[batch]``, 0 to 1000; fp32, so that it is not rounded.
             context: the prompt's embedding, ``[batch, text tokens, text_dim]``; ``None`` for a
                 model without cross-attention.
             features: for a draft, what the base kept.
@@ -238,7 +238,9 @@ class Dit(nn.Module):
         x = self.patch_embedding(latents)
         grid = (x.shape[2], x.shape[3], x.shape[4])
         x = x.flatten(2).transpose(1, 2)
-        embedding = self.time_embedding(timestep_embedding(timestep, self.size.freq_dim))
+        embedding = self.time_embedding(
+            timestep_embedding(timestep, self.size.freq_dim, latents.dtype)
+        )
         step = self._step(grid, embedding, context, x.device)
         kept = []
         for index, block in enumerate(self.blocks):
