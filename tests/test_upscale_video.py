@@ -13,7 +13,7 @@ from PIL import Image
 
 from psssr_fast.arrays import to_planar
 from psssr_fast.config import Windows, settings_for
-from psssr_fast.errors import InputError, OutputError
+from psssr_fast.errors import InputError, OutputError, UsageError
 from psssr_fast.resize import resize_frames
 from psssr_fast.upscaler import Progress
 from psssr_fast.video import EncoderSettings, open_reader
@@ -179,3 +179,24 @@ def test_memory_does_not_grow_with_the_length_of_the_video(tmp_path):
         assert int(done) == frames
         peaks.append(float(peak))
     assert peaks[1] - peaks[0] < 40, peaks
+
+
+def test_two_frames_survive_x265(tmp_path):
+    """It leaves the dts of such short clips uninitialised: two of three files failed to write."""
+    folder, output = tmp_path / "frames", tmp_path / "out.mp4"
+    folder.mkdir()
+    for index in range(2):
+        Image.fromarray(np.full((64, 96, 3), 90 * index, np.uint8)).save(folder / f"{index}.png")
+    up, settings = bicubic_upscaler(), EncoderSettings(codec="libx265")
+    for _ in range(10):
+        up.upscale_video(folder, output, scale=1, encoder=settings, overwrite=True)
+        assert [t for t, _ in packets(output, "video")] == [0, Fraction(1, 25)]
+
+
+def test_frames_too_narrow_for_x265_are_refused_before_any_work(tmp_path):
+    """It corrupts memory below 64 pixels."""
+    with pytest.raises(UsageError, match="libx265 needs a width of at least 64 pixels; got 32"):
+        bicubic_upscaler().upscale_video(
+            CLIP, tmp_path / "out.mp4", scale=0.1, encoder=EncoderSettings(codec="libx265")
+        )
+    assert list(tmp_path.iterdir()) == []

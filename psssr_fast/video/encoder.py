@@ -68,14 +68,17 @@ def _has_avx512() -> bool:
     return cpu.exists() and " avx512bw " in cpu.read_text(encoding="utf-8", errors="replace")
 
 
-def settle(settings: EncoderSettings, path: Path, width: int, height: int) -> EncoderSettings:
+def settle(
+    settings: EncoderSettings, path: Path, width: int, height: int, frames: int | None = None
+) -> EncoderSettings:
     """The settings that a file really gets.
 
     WebM holds no H.264: its default is VP9. Chroma that is halved needs even sides (VP9 excepted):
-    a frame with an odd side is stored with full chroma, 4:4:4, rather than cropped.
+    a frame with an odd side is stored with full chroma, 4:4:4, rather than cropped. ``frames`` is
+    how many are expected, if that is known.
 
     Raises:
-        UsageError: no such encoder or pixel format.
+        UsageError: no such encoder or pixel format, or the frame is too narrow for it.
     """
     if settings.codec == _DEFAULT_CODEC and path.suffix.lower() == ".webm":
         settings = replace(settings, codec="libvpx-vp9")
@@ -91,9 +94,26 @@ def settle(settings: EncoderSettings, path: Path, width: int, height: int) -> En
         raise UsageError(
             f"no such pixel format: {settings.pixel_format!r}; try yuv420p or yuv444p"
         ) from error
+    if settings.codec == "libx265":
+        settings = _settle_x265(settings, width, frames)
     odd_width = width % 2 and layout.chroma_width() == 1
     odd_height = height % 2 and layout.chroma_height() == 1
     if settings.codec != "libvpx-vp9" and (odd_width or odd_height):
         full = settings.pixel_format.replace("420", "444").replace("422", "444")
         settings = replace(settings, pixel_format=full)
     return settings
+
+
+def _settle_x265(settings: EncoderSettings, width: int, frames: int | None) -> EncoderSettings:
+    """Keep the x265 in PyAV 18.1 away from what it cannot do.
+
+    Narrower than 64 pixels it corrupts memory. In a clip shorter than its B-frame delay it leaves
+    the dts uninitialised, and two of three such files cannot be written.
+    """
+    if width < 64:
+        raise UsageError(f"libx265 needs a width of at least 64 pixels; got {width}. Use libx264.")
+    if frames is None or frames > 8:
+        return settings
+    given = dict(settings.options).get("x265-params", "log-level=error")
+    option = ("x265-params", f"bframes=0:{given}")
+    return replace(settings, options=(*settings.options, option))

@@ -75,7 +75,7 @@ def open_writer(
     target = Path(path)
     if is_image_output(path):
         return ImageWriter(target, width, height, overwrite)
-    settings = settle(encoder or EncoderSettings(), target, width, height)
+    settings = settle(encoder or EncoderSettings(), target, width, height, source.frames)
     return VideoWriter(target, source, width, height, settings)
 
 
