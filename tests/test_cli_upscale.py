@@ -224,6 +224,8 @@ def test_picture_options_change_the_settings_of_the_profile():
     assert changed.windows == Windows(5, 64, 96, 2, 16)
     changed = PictureChanges(None, None, "9x720x1280", None).apply(settings)
     assert changed.windows == Windows(9, 720, 1280, 1, 64)
+    small = PictureChanges(None, None, "1x64x48", None).apply(settings)
+    assert small.windows == Windows(1, 64, 48, 0, 24)  # never more overlap than fits
 
 
 @pytest.mark.parametrize(

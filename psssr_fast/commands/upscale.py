@@ -56,7 +56,9 @@ class PictureChanges:
         frames, height, width = windows.frames, windows.height, windows.width
         if self.window is not None:
             frames, height, width = numbers("--window", self.window, "FRAMESxHEIGHTxWIDTH")
-        shared_frames, shared_pixels = windows.overlap_frames, windows.overlap_pixels
+        # Unless told otherwise, windows share what the model asks for, but no more than half.
+        shared_frames = min(windows.overlap_frames, frames // 2)
+        shared_pixels = min(windows.overlap_pixels, height // 2, width // 2)
         if self.overlap is not None:
             shared_frames, shared_pixels = numbers("--overlap", self.overlap, "FRAMESxPIXELS")
         windows = replace(

@@ -163,7 +163,7 @@ Overlap = Annotated[
         "--overlap",
         metavar="FRAMESxPIXELS",
         help="What neighbouring windows share.",
-        show_default="the model's",
+        show_default="the model's, at most half a window",
         rich_help_panel=_PICTURE,
     ),
 ]
