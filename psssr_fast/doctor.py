@@ -12,7 +12,7 @@ from av.codec import Codec
 from av.codec.codec import UnknownCodecError
 
 from psssr_fast import __version__
-from psssr_fast.attention import BACKENDS, Problem
+from psssr_fast.attention import BACKENDS, Problem, choose_backend
 from psssr_fast.errors import ModelError
 from psssr_fast.loading import resolve_device
 from psssr_fast.models.sizes import NANO, WAN_1_3B, ModelSize
@@ -204,7 +204,7 @@ def _attention(size: ModelSize) -> AttentionState:
     dit = size.dit
     problem = Problem(device, dtype, dit.dim // dit.heads, dit.attention_window is not None)
     return AttentionState(
-        problem=f"{size.name}: {problem}",
+        problem=f"{size.name}: {problem}; auto is {choose_backend(problem).name}",
         backends=tuple(
             BackendState(backend.name, tuple(backend.objections(problem))) for backend in BACKENDS
         ),

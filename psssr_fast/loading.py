@@ -16,6 +16,7 @@ from psssr_fast.models.dit import Dit
 from psssr_fast.models.sizes import CodecSize, ModelSize, VaeSize
 from psssr_fast.models.vae import WanVae
 from psssr_fast.pipeline import Networks
+from psssr_fast.runtime.cpu import fastest_dtype
 
 Network = TypeVar("Network", bound=nn.Module)
 logger = logging.getLogger(__name__)
@@ -74,7 +75,7 @@ def load_networks(
     Args:
         source: ``"nano"``, a directory, or a hub repository.
         device: where to run.
-        dtype: default bf16 on CUDA, fp32 on the CPU.
+        dtype: default bf16 on CUDA, and on a CPU bf16 or fp32, whichever is faster there.
         attention: a backend's name, or ``"auto"``.
         offline: never touch the network.
         revision: of the hub repository.
@@ -83,14 +84,14 @@ def load_networks(
         ModelError: the checkpoint cannot be used.
         UsageError: the attention backend cannot run.
     """
-    dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
+    dtype = dtype or (torch.bfloat16 if device.type == "cuda" else fastest_dtype())
     checkpoint = load_checkpoint(source, offline=offline, revision=revision)
     size = checkpoint.size.dit
     problem = Problem(device, dtype, size.dim // size.heads, size.attention_window is not None)
-    name, function = select_attention(problem, attention)
+    name, function, windows = select_attention(problem, attention)
     with torch.device("meta"):  # no memory: the checkpoint's tensors take the parameters' place
-        base = Dit(size, attention=function)
-        draft = Dit(size, draft=True, attention=function)
+        base = Dit(size, attention=function, windows=windows)
+        draft = Dit(size, draft=True, attention=function, windows=windows)
         codec = _empty_codec(checkpoint.size.codec)
     filled = _filled(codec, checkpoint.codec, device, dtype)
     if isinstance(filled, NanoCodec):  # 2-D convolutions run faster with channels last

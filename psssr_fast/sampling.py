@@ -6,17 +6,33 @@ release's scale of it, ``z - sigma v`` estimates ``z_H`` and ``z - (sigma - sigm
 next state (equations 5 and 6 with ``s = sigma / sigma_base``).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from psssr_fast.config import Sampling
-from psssr_fast.models.dit import Dit
+from psssr_fast.models.dit import DitOutput
 
 TRAIN_STEPS = 1000  # timesteps of the flow-matching scheduler the model was trained with
 SHIFT = 5.0  # its time shift: sigma = shift s / (1 + (shift - 1) s)
+
+
+class Transformer(Protocol):
+    """What the sampler needs of a network: :class:`~psssr_fast.models.dit.Dit`, or an engine."""
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """The weights, as a module has them."""
+
+    def prepare_features(self, features: Sequence[Tensor]) -> Sequence[Tensor]:
+        """What :meth:`step` wants of the base's features, computed once for all steps."""
+
+    def step(
+        self, latents: Tensor, timestep: float, context: Any, features: Sequence[Tensor]
+    ) -> DitOutput:
+        """The velocity at one timestep, and the features a base keeps."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +77,7 @@ def make_schedule(sampling: Sampling) -> Schedule:
 
 
 def base_step(
-    base: Dit, low_latents: Tensor, context: Tensor | None, schedule: Schedule
+    base: Transformer, low_latents: Tensor, context: Any, schedule: Schedule
 ) -> tuple[Step, tuple[Tensor, ...]]:
     """The base's only step, from the low-resolution latents.
 
@@ -75,17 +91,16 @@ def base_step(
         The step, and the base's features for the draft.
     """
     stacked = torch.cat([low_latents, low_latents], dim=1)
-    time = _timesteps(schedule.timesteps[0], low_latents)
-    velocity, features = base(stacked, time, context)
+    velocity, features = base.step(stacked, schedule.timesteps[0], context, ())
     return _advance(low_latents, velocity, *schedule.sigmas[:2]), features
 
 
 def draft_steps(
-    draft: Dit,
+    draft: Transformer,
     latents: Tensor,
     low_latents: Tensor,
     features: Sequence[Tensor],
-    context: Tensor | None,
+    context: Any,
     schedule: Schedule,
     sampling: Sampling,
 ) -> list[Step]:
@@ -108,18 +123,14 @@ def draft_steps(
     condition = low_latents
     if sampling.draft_condition == "zeros":
         condition = torch.zeros_like(low_latents)
+    features = draft.prepare_features(features)
     steps = []
     for index, timestep in enumerate(schedule.timesteps[1:], start=1):
-        time = _timesteps(timestep, latents)
-        velocity, _ = draft(torch.cat([latents, condition], dim=1), time, context, features)
+        stacked = torch.cat([latents, condition], dim=1)
+        velocity, _ = draft.step(stacked, timestep, context, features)
         steps.append(_advance(latents, velocity, *schedule.sigmas[index : index + 2]))
         latents = steps[-1].next_latents
     return steps
-
-
-def _timesteps(timestep: float, latents: Tensor) -> Tensor:
-    """One for each clip, in fp32: in bf16 latents, 699 would become 700 unasked."""
-    return torch.full((len(latents),), timestep, dtype=torch.float32, device=latents.device)
 
 
 def _advance(latents: Tensor, velocity: Tensor, sigma: float, sigma_next: float) -> Step:

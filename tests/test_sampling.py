@@ -18,15 +18,17 @@ FACTS = json.loads((GOLDEN / "golden.json").read_text())
 SIZE = DitSize(dim=48, ffn_dim=96, heads=2, layers=6, kept_blocks=(2, 5), text_dim=32, freq_dim=32)
 
 
-class Oracle(torch.nn.Module):
+class Oracle:
     """A network that knows the answer: ``v = (z_L - z_H) / sigma_base``; remembers its inputs."""
 
     def __init__(self, low, high, sigma):
-        super().__init__()
         self.velocity = (low - high) / sigma
         self.calls = []
 
-    def forward(self, latents, timestep, context=None, features=()):
+    def prepare_features(self, features):
+        return features
+
+    def step(self, latents, timestep, context, features):
         self.calls.append((latents, timestep, context, [f.clone() for f in features]))
         return DitOutput(self.velocity, (torch.ones(1, 2, 3), torch.zeros(1, 2, 3)))
 

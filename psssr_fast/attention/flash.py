@@ -1,24 +1,18 @@
 """FlashAttention-2 (Ampere and later) and FlashAttention-3 (Hopper)."""
 
-import torch
 from torch import Tensor
 
-from psssr_fast.attention.backend import Attention, Backend, Problem, gpu_half_objections
-
-
-def _capability(problem: Problem) -> int | None:
-    """Major compute capability of the problem's device; ``None`` where there is no such device."""
-    if problem.device.type != "cuda" or not torch.cuda.is_available():
-        return None
-    return torch.cuda.get_device_capability(problem.device)[0]
+from psssr_fast.attention.backend import (
+    Attention,
+    Backend,
+    Problem,
+    compute_capability,
+    gpu_half_objections,
+)
 
 
 def _objections_flash2(problem: Problem) -> list[str]:
-    objections = gpu_half_objections(problem, "flash_attn", head_dim_limit=256)
-    capability = _capability(problem)
-    if capability is not None and capability < 8:
-        objections.append(f"needs compute capability 8.0 (Ampere) or later, got {capability}.x")
-    return objections
+    return gpu_half_objections(problem, "flash_attn", head_dim_limit=256)
 
 
 def _load_flash2() -> Attention:
@@ -34,9 +28,9 @@ def _load_flash2() -> Attention:
 
 def _objections_flash3(problem: Problem) -> list[str]:
     objections = gpu_half_objections(problem, "flash_attn_interface", head_dim_limit=256)
-    capability = _capability(problem)
-    if capability is not None and capability != 9:
-        objections.append(f"needs compute capability 9.x (Hopper), got {capability}.x")
+    capability = compute_capability(problem)
+    if capability is not None and capability[0] != 9:
+        objections.append(f"needs compute capability 9.x (Hopper), got {capability[0]}.x")
     return objections
 
 

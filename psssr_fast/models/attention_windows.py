@@ -1,6 +1,7 @@
 """Attention that is local in space and time: tokens see those of their own window."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -11,22 +12,21 @@ from torch import Tensor
 class Layout:
     """How a grid of tokens is cut into windows.
 
-    The grid is padded to whole windows; ``mask`` hides the padding. A shifted layout starts half
-    a window earlier on each axis that has more than one window, so that the borders of one
+    ``split`` pads the grid to whole windows; ``mask`` hides the padding. A shifted layout starts
+    half a window earlier on each axis that has more than one window, so that the borders of one
     layout lie inside the windows of the other.
 
     Attributes:
         grid: tokens in time, height and width.
         window: tokens of a window.
         padding: tokens added before and after each axis: ``(before, after)`` for t, h, w.
-        mask: which keys are real, bool ``[windows, 1, 1, tokens of a window]`` for one clip;
-            ``None`` if all are.
+        device: of the tokens.
     """
 
     grid: tuple[int, int, int]
     window: tuple[int, int, int]
     padding: tuple[tuple[int, int], ...]
-    mask: Tensor | None
+    device: torch.device
 
     @classmethod
     def over(
@@ -42,12 +42,23 @@ class Layout:
         for size, length in zip(grid, fitted, strict=True):
             before = length // 2 if shifted and size > length else 0
             padding.append((before, -(size + before) % length))
-        bare = cls(grid, fitted, tuple(padding), None)  # type: ignore[arg-type]
-        if not any(sum(pair) for pair in padding):
-            return bare
-        real = torch.ones(1, grid[0] * grid[1] * grid[2], 1, 1, dtype=torch.bool, device=device)
-        mask = bare.split(real)[:, :, 0, 0][:, None, None, :]
-        return cls(bare.grid, bare.window, bare.padding, mask)
+        return cls(grid, fitted, tuple(padding), device)  # type: ignore[arg-type]
+
+    @cached_property
+    def mask(self) -> Tensor | None:
+        """Which keys are real, bool ``[windows, 1, 1, tokens of a window]`` for one clip; ``None``
+        if all are."""
+        if not any(sum(pair) for pair in self.padding):
+            return None
+        tokens = self.grid[0] * self.grid[1] * self.grid[2]
+        real = torch.ones(1, tokens, 1, 1, dtype=torch.bool, device=self.device)
+        return self.split(real)[:, :, 0, 0][:, None, None, :]
+
+    @property
+    def shift(self) -> tuple[int, int, int]:
+        """How many tokens before the grid the first window begins, on each axis."""
+        (t, _), (h, _), (w, _) = self.padding
+        return t, h, w
 
     def split(self, x: Tensor) -> Tensor:
         """From ``[batch, tokens, heads, dim]`` to ``[windows, tokens of a window, heads, dim]``,

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from psssr_fast.attention.backend import Attention
+from psssr_fast.attention.backend import Attention, WindowAttention
 from psssr_fast.attention.sdpa import attention_sdpa
 from psssr_fast.models.attention_windows import Layout
 from psssr_fast.models.sizes import DitSize
@@ -41,6 +41,7 @@ class _Step:
     layouts: tuple[Layout | None, Layout | None]  # attention windows of even and odd blocks
     context: Tensor | None  # [batch, text tokens, dim]
     attention: Attention
+    windows: WindowAttention | None
 
 
 def timestep_embedding(timestep: Tensor, dim: int, dtype: torch.dtype) -> Tensor:
@@ -118,6 +119,8 @@ class AttentionLayer(nn.Module):
         q, k = rotate(q, step.cos, step.sin), rotate(k, step.cos, step.sin)
         if layout is None:
             out = step.attention(q, k, v, None)
+        elif step.windows is not None and not (torch.is_grad_enabled() and q.requires_grad):
+            out = step.windows(q, k, v, layout.grid, layout.window, layout.shift)
         else:
             q, k, v = (layout.split(y) for y in (q, k, v))
             out = layout.join(step.attention(q, k, v, layout.mask_for(len(x))), batch=len(x))
@@ -194,13 +197,20 @@ class Dit(nn.Module):
         size: dimensions.
         draft: build the draft instead of the base.
         attention: how to attend; see :mod:`psssr_fast.attention`.
+        windows: how to attend in windows where no gradient is needed, if not by ``attention`` of
+            copies of them.
     """
 
     def __init__(
-        self, size: DitSize, draft: bool = False, attention: Attention = attention_sdpa
+        self,
+        size: DitSize,
+        draft: bool = False,
+        attention: Attention = attention_sdpa,
+        windows: WindowAttention | None = None,
     ) -> None:
         super().__init__()
-        self.size, self.draft, self.attention = size, draft, attention
+        self.size, self.draft = size, draft
+        self.attention, self.windows = attention, windows
         dim = size.dim
         self.patch_embedding = nn.Conv3d(size.in_channels, dim, size.patch, size.patch)
         if size.text_dim:
@@ -249,7 +259,7 @@ class Dit(nn.Module):
             elif index in self.size.kept_blocks:
                 kept.append(x)
             x = block(x, step, step.layouts[index % 2])
-        return DitOutput(self._unpatchify(self.head(x, embedding), grid), tuple(kept))
+        return DitOutput(unpatchify(self.head(x, embedding), grid, self.size), tuple(kept))
 
     def _step(
         self,
@@ -273,10 +283,28 @@ class Dit(nn.Module):
             layouts=layouts,
             context=self.text_embedding(context) if self.size.text_dim else None,
             attention=self.attention,
+            windows=self.windows,
         )
 
-    def _unpatchify(self, x: Tensor, grid: tuple[int, int, int]) -> Tensor:
-        """From ``[batch, tokens, patch x channels]`` (channel fastest) back to latents."""
-        x = x.unflatten(1, grid).unflatten(-1, (*self.size.patch, self.size.out_channels))
-        x = x.permute(0, 7, 1, 4, 2, 5, 3, 6)  # b f h w x y z c -> b c f x h y w z
-        return x.flatten(6, 7).flatten(4, 5).flatten(2, 3)
+    def step(
+        self,
+        latents: Tensor,
+        timestep: float,
+        context: Tensor | None = None,
+        features: Sequence[Tensor] = (),
+    ) -> DitOutput:
+        """:meth:`forward` at one timestep for the whole batch: what the sampler asks for."""
+        # fp32 whatever the latents are: in bf16, 699 would become 700 unasked
+        time = torch.full((len(latents),), timestep, dtype=torch.float32, device=latents.device)
+        return self(latents, time, context, features)
+
+    def prepare_features(self, features: Sequence[Tensor]) -> Sequence[Tensor]:
+        """What :meth:`step` wants of the base's features: themselves."""
+        return features
+
+
+def unpatchify(x: Tensor, grid: tuple[int, int, int], size: DitSize) -> Tensor:
+    """From ``[batch, tokens, patch x channels]`` (channel fastest) back to latents."""
+    x = x.unflatten(1, grid).unflatten(-1, (*size.patch, size.out_channels))
+    x = x.permute(0, 7, 1, 4, 2, 5, 3, 6)  # b f h w x y z c -> b c f x h y w z
+    return x.flatten(6, 7).flatten(4, 5).flatten(2, 3)
