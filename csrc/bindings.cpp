@@ -7,10 +7,12 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <optional>
 #include <tuple>
 
 #include "frequency_update.h"
 #include "pixel_format.h"
+#include "qk_norm_rope.h"
 
 namespace py = pybind11;
 
@@ -93,6 +95,50 @@ std::tuple<at::Tensor, at::Tensor> frequency_update(const at::Tensor& consistent
   return {fused, change};
 }
 
+// x is [batch, tokens, dim] in float or bfloat16, channels adjacent; the tables are both given or
+// both not.
+at::Tensor qk_norm_rope(const at::Tensor& x, const at::Tensor& weight,
+                        const std::optional<at::Tensor>& cosines,
+                        const std::optional<at::Tensor>& sines, std::int64_t heads, double eps) {
+  const auto dtype = x.scalar_type();
+  TORCH_CHECK(x.device().is_cpu() && x.dim() == 3 && x.stride(2) == 1 &&
+                  (dtype == at::kFloat || dtype == at::kBFloat16),
+              "x must be a CPU tensor [batch, tokens, dim] of float or bfloat16, channels adjacent");
+  check(weight, "weight", dtype, 1);
+  const std::int64_t batch = x.size(0), tokens = x.size(1), dim = x.size(2);
+  TORCH_CHECK(weight.size(0) == dim && heads > 0 && dim % (2 * heads) == 0,
+              "dim must be that of weight and a multiple of 2 * heads");
+  TORCH_CHECK(cosines.has_value() == sines.has_value(), "give both tables or none");
+  for (const auto& table : {cosines, sines}) {
+    if (!table) continue;
+    check(*table, "a table", at::kFloat, 2);
+    TORCH_CHECK(table->size(0) == tokens && table->size(1) == dim / heads / 2,
+                "a table must be [tokens, dim / heads / 2]");
+  }
+  at::Tensor out = at::empty({batch, tokens, heads, dim / heads}, x.options());
+  const psssr::NormRope settings{tokens,
+                                 dim,
+                                 heads,
+                                 x.stride(0),
+                                 x.stride(1),
+                                 cosines ? cosines->const_data_ptr<float>() : nullptr,
+                                 sines ? sines->const_data_ptr<float>() : nullptr,
+                                 static_cast<float>(eps)};
+  const auto run = [&](const auto* from, const auto* gain, auto* to) {
+    at::parallel_for(0, batch * tokens, rows_per_task(dim), [&](auto begin, auto end) {
+      psssr::qk_norm_rope(from, gain, to, settings, begin, end);
+    });
+  };
+  if (dtype == at::kFloat) {
+    run(x.const_data_ptr<float>(), weight.const_data_ptr<float>(), out.mutable_data_ptr<float>());
+  } else {
+    run(static_cast<const psssr::BFloat16*>(x.const_data_ptr()),
+        static_cast<const psssr::BFloat16*>(weight.const_data_ptr()),
+        static_cast<psssr::BFloat16*>(out.mutable_data_ptr()));
+  }
+  return out;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
@@ -103,4 +149,6 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("frequency_update", &frequency_update, py::arg("consistent"), py::arg("sharp"),
         py::arg("columns"), py::arg("rows"), py::arg("strength"), py::arg("literal"),
         py::arg("border"), py::arg("eps"), py::arg("detail"), without_gil);
+  m.def("qk_norm_rope", &qk_norm_rope, py::arg("x"), py::arg("weight"), py::arg("cosines"),
+        py::arg("sines"), py::arg("heads"), py::arg("eps"), without_gil);
 }

@@ -15,3 +15,11 @@ def frequency_update(
     eps: float,
     detail: bool,
 ) -> tuple[Tensor, Tensor]: ...
+def qk_norm_rope(
+    x: Tensor,
+    weight: Tensor,
+    cosines: Tensor | None,
+    sines: Tensor | None,
+    heads: int,
+    eps: float,
+) -> Tensor: ...

@@ -1,6 +1,6 @@
 """One window of video through the networks; everything above it only cuts, blends and stores."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -10,9 +10,10 @@ from torch import Tensor
 from psssr_fast.config import Settings
 from psssr_fast.errors import OutOfMemory
 from psssr_fast.models.codec import Codec
-from psssr_fast.models.dit import Dit
 from psssr_fast.ops.frequency_update import update_frequencies
-from psssr_fast.sampling import Step, base_step, draft_steps, make_schedule
+from psssr_fast.runtime.graphs import GraphCache
+from psssr_fast.runtime.ranges import stage
+from psssr_fast.sampling import Transformer, base_step, draft_steps, make_schedule
 from psssr_fast.windows import crop_clip, pad_clip
 
 
@@ -23,13 +24,16 @@ class Networks:
     Attributes:
         base, draft: the transformers.
         codec: between pictures and latents.
-        context: the prompt's embedding ``[1, tokens, text_dim]``, or ``None``.
+        context: the prompt's embedding ``[1, tokens, text_dim]``; ``None`` if the transformers
+            know it, or have no use for one.
+        graphs: captured steps, for networks that can be captured.
     """
 
-    base: Dit
-    draft: Dit
+    base: Transformer
+    draft: Transformer
     codec: Codec
     context: Tensor | None
+    graphs: GraphCache | None = None
 
     @property
     def device(self) -> torch.device:
@@ -40,6 +44,14 @@ class Networks:
     def dtype(self) -> torch.dtype:
         """What the networks compute in."""
         return next(self.base.parameters()).dtype
+
+    def run(
+        self, name: Hashable, function: Callable[..., tuple[Tensor, ...]], *inputs: Tensor
+    ) -> tuple[Tensor, ...]:
+        """``function(*inputs)``, from a captured graph where there is one."""
+        if self.graphs is None:
+            return function(*inputs)
+        return self.graphs.run(name, function, *inputs)
 
 
 def restore_window(networks: Networks, picture: Tensor, settings: Settings) -> Tensor:
@@ -60,14 +72,16 @@ def restore_window(networks: Networks, picture: Tensor, settings: Settings) -> T
     padded = pad_clip(picture, codec.frames_multiple, codec.pixels_multiple)
     frames, _, height, width = picture.shape
     with memory_guard(frames, height, width, picture.device), torch.no_grad():
-        latents, condition = codec.encode(_batched(padded).to(networks.dtype))
-        base, drafts = _sample(networks, latents, settings)
+        with stage("encode"):
+            latents, condition = codec.encode(_batched(padded).to(networks.dtype))
+        base, *drafts = _sample(networks, latents, settings)
         if not settings.frequency_update.iterate:
             drafts = drafts[-1:]  # the other steps' estimates are never seen
         result = _decode(codec, base, condition, picture, settings)
         for draft in drafts:
             sharp = _decode(codec, draft, condition, picture, settings)
-            result = update_frequencies(result, sharp, settings.frequency_update)
+            with stage("update"):
+                result = update_frequencies(result, sharp, settings.frequency_update)
         return result.mul_(2).sub_(1).clamp_(-1, 1)
 
 
@@ -86,31 +100,36 @@ def memory_guard(frames: int, height: int, width: int, device: torch.device) -> 
         raise
 
 
-def _sample(networks: Networks, latents: Tensor, settings: Settings) -> tuple[Step, list[Step]]:
-    """All steps: the base's, then the draft's on the base's features."""
-    schedule = make_schedule(settings.sampling)
-    base, features = base_step(networks.base, latents, networks.context, schedule)
-    drafts = draft_steps(
-        networks.draft,
-        base.next_latents,
-        latents,
-        features,
-        networks.context,
-        schedule,
-        settings.sampling,
-    )
-    return base, drafts
+def _sample(networks: Networks, latents: Tensor, settings: Settings) -> tuple[Tensor, ...]:
+    """Estimates of all steps: the base's, then the draft's on the base's features."""
+    sampling, context = settings.sampling, networks.context
+    schedule = make_schedule(sampling)
+
+    def base(low: Tensor) -> tuple[Tensor, ...]:
+        step, features = base_step(networks.base, low, context, schedule)
+        return step.estimate, step.next_latents, *features
+
+    def draft(low: Tensor, state: Tensor, *features: Tensor) -> tuple[Tensor, ...]:
+        steps = draft_steps(networks.draft, state, low, features, context, schedule, sampling)
+        return tuple(step.estimate for step in steps)
+
+    with stage("base"):
+        estimate, state, *features = networks.run(("base", sampling), base, latents)
+    with stage("draft"):
+        drafts = networks.run(("draft", sampling), draft, latents, state, *features)
+    return estimate, *drafts
 
 
 def _decode(
-    codec: Codec, step: Step, condition: Tensor | None, like: Tensor, settings: Settings
+    codec: Codec, estimate: Tensor, condition: Tensor | None, like: Tensor, settings: Settings
 ) -> Tensor:
-    """The picture of a step's estimate, cropped like ``like``, RGB in [0, 1], fp32."""
-    decoded = codec.decode(step.estimate, condition)[0].transpose(0, 1)
-    unit = crop_clip(decoded, like).float().clamp(-1, 1).add(1).div(2)
-    if settings.released_rounding:
-        return unit.mul(255).floor_().div_(255)
-    return unit
+    """The picture of an estimate, cropped like ``like``, RGB in [0, 1], fp32."""
+    with stage("decode"):
+        decoded = codec.decode(estimate, condition)[0].transpose(0, 1)
+        unit = crop_clip(decoded, like).float().clamp(-1, 1).add(1).div(2)
+        if settings.released_rounding:
+            return unit.mul(255).floor_().div_(255)
+        return unit
 
 
 def _batched(picture: Tensor) -> Tensor:

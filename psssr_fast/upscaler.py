@@ -14,6 +14,7 @@ from torch import Tensor
 
 from psssr_fast.arrays import Picture, check_frame, frame_size, from_planar, to_bytes, to_planar
 from psssr_fast.config import Profile, Settings, settings_for
+from psssr_fast.engine import check_engine, fuse
 from psssr_fast.errors import InputError
 from psssr_fast.loading import load_networks, resolve_device
 from psssr_fast.pipeline import Networks, memory_guard, restore_window
@@ -52,7 +53,7 @@ class Report:
         input, output: paths.
         frames, width, height: of the output.
         seconds: wall-clock time, reading and writing included; ``fps`` is frames over it.
-        model, profile, attention, device: what computed it.
+        model, profile, attention, device, engine: what computed it.
         settings: everything that decided the picture, the resizing included.
         warnings: what the reader or the writer could not keep, one line each.
     """
@@ -68,6 +69,7 @@ class Report:
     profile: str
     attention: str
     device: str
+    engine: str
     settings: Settings
     warnings: tuple[str, ...]
 
@@ -81,10 +83,19 @@ class Upscaler:
         model: name of the model.
         settings: everything that decides the picture.
         attention: name of the attention backend that runs.
+        engine: ``"fused"`` or ``"plain"``.
     """
 
-    def __init__(self, networks: Networks, settings: Settings, model: str, attention: str) -> None:
-        self.networks = networks
+    def __init__(
+        self,
+        networks: Networks,
+        settings: Settings,
+        model: str,
+        attention: str,
+        engine: str = "plain",
+    ) -> None:
+        self.engine = check_engine(engine)
+        self.networks = fuse(networks, settings.sampling) if engine == "fused" else networks
         self.settings = settings
         self.model = model
         self.attention = attention
@@ -99,6 +110,7 @@ class Upscaler:
         profile: Profile | str = Profile.RELEASED,
         settings: Settings | None = None,
         attention: str = "auto",
+        engine: str = "fused",
         offline: bool = False,
         revision: str | None = None,
     ) -> "Upscaler":
@@ -107,22 +119,25 @@ class Upscaler:
         Args:
             source: ``"nano"`` (embedded), a directory with weights, or a hub repository.
             device: ``"auto"`` takes the first CUDA device, else the CPU.
-            dtype: default bf16 on CUDA, fp32 on the CPU.
+            dtype: default bf16 on CUDA, and on a CPU bf16 or fp32, whichever is faster there.
             profile: ``"released"`` or ``"paper"``; ignored if ``settings`` is given.
             settings: instead of a profile's.
             attention: a backend of :mod:`psssr_fast.attention`, or ``"auto"``.
+            engine: ``"fused"``, or ``"plain"`` for the networks as they are written in
+                ``models/``: slower, and equal up to rounding.
             offline: never touch the network.
             revision: of the hub repository.
 
         Raises:
             ModelError: the weights are missing, damaged or unsafe.
-            UsageError: the device, dtype, profile or attention backend cannot be had.
+            UsageError: the device, dtype, profile, engine or attention backend cannot be had.
         """
+        check_engine(engine)
         loaded = load_networks(
             source, resolve_device(device), dtype, attention, offline=offline, revision=revision
         )
         chosen = settings or settings_for(profile, loaded.size.windows)
-        return cls(loaded.networks, chosen, loaded.name, loaded.attention)
+        return cls(loaded.networks, chosen, loaded.name, loaded.attention, engine)
 
     def __call__(
         self, clip: Picture, *, scale: float | None = None, height: int | None = None
@@ -232,6 +247,7 @@ class Upscaler:
             profile=str(self.settings.profile),
             attention=self.attention,
             device=str(self.networks.device),
+            engine=self.engine,
             settings=self.settings,
             warnings=warnings,
         )

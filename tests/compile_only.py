@@ -21,7 +21,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 import triton
@@ -120,12 +120,18 @@ class _Driver:
         return launch
 
 
+@cache
+def _driver(arch: int) -> _Driver:
+    """One for each architecture: a kernel once compiled launches through the driver it met."""
+    return _Driver(arch)
+
+
 def _run(tool: str, *arguments: str) -> str:
     command = [str(BINARIES / tool), *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
-@lru_cache(maxsize=None)
+@cache
 def _disassemble(binary: bytes) -> tuple[int, int, dict[str, int]]:
     """Registers, bytes of local memory, and opcodes of a cubin."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
@@ -150,7 +156,8 @@ def compiling_for(arch: int) -> Iterator[list[Cubin]]:
 
     Raises what Triton raises: a kernel that does not compile, or needs too much shared memory.
     """
-    driver = _Driver(arch)
+    driver = _driver(arch)
+    driver.cubins = []
     triton.runtime.driver.set_active(driver)
     try:
         yield driver.cubins

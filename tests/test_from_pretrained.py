@@ -16,6 +16,7 @@ from psssr_fast.models.prompt import save_prompt
 from psssr_fast.models.vae import WanVae
 from psssr_fast.pipeline import restore_window
 from psssr_fast.resize import resize_frames
+from psssr_fast.runtime.vae_engine import FusedVae
 
 GOLDEN = Path(__file__).parent / "golden"
 PARTS = ("foundation_dit", "base_lora", "draft", "vae")
@@ -39,7 +40,7 @@ def complete(directory):
 
 
 def test_a_released_directory_runs_from_uint8_to_uint8(complete):
-    up = Upscaler.from_pretrained(complete)
+    up = Upscaler.from_pretrained(complete, attention="sdpa", dtype=torch.float32)
     clip = np.random.default_rng(0).integers(0, 256, (6, 9, 13, 3), np.uint8)
     result = up(clip)
     assert result.shape == (6, 36, 52, 3)
@@ -47,16 +48,18 @@ def test_a_released_directory_runs_from_uint8_to_uint8(complete):
     window = restore_window(up.networks, resize_frames(picture, 36, 52), up.settings)
     expected = ((window + 1) * 127.5).round().permute(0, 2, 3, 1).numpy()
     assert np.abs(result - expected).max() <= 1
-    assert (up.attention, up.settings) == ("sdpa", settings_for("released"))
+    assert up.settings == settings_for("released")
 
 
-def test_the_vae_inside_is_the_golden_one(complete):
-    networks = Upscaler.from_pretrained(complete).networks
+@pytest.mark.parametrize(("engine", "kind"), [("plain", WanVae), ("fused", FusedVae)])
+def test_the_vae_inside_is_the_golden_one(complete, engine, kind):
+    loaded = Upscaler.from_pretrained(complete, engine=engine, dtype=torch.float32, device="cpu")
+    networks = loaded.networks
     tensors = load_file(GOLDEN / "vae_io.safetensors")
     latents, condition = networks.codec.encode(tensors["video"])
     assert condition is None
     torch.testing.assert_close(latents, tensors["latents"], rtol=1e-4, atol=1e-4)
-    assert isinstance(networks.codec.vae, WanVae)
+    assert isinstance(networks.codec.vae, kind)
 
 
 def test_profiles_differ_and_each_is_deterministic(complete):
@@ -71,7 +74,7 @@ def test_profiles_differ_and_each_is_deterministic(complete):
 
 def test_bf16_runs_close_to_fp32(complete):
     clip = torch.rand(2, 3, 8, 8)
-    exact = Upscaler.from_pretrained(complete)(clip)
+    exact = Upscaler.from_pretrained(complete, dtype=torch.float32)(clip)
     half = Upscaler.from_pretrained(complete, dtype=torch.bfloat16)(clip)
     assert half.dtype == torch.float32
     assert 0 < (half - exact).abs().mean() < 0.02

@@ -4,6 +4,7 @@ import torch
 
 from psssr_fast.errors import UsageError
 from psssr_fast.models.dit import RMSNorm, rotary_angles, rotate
+from psssr_fast.native import native_available
 from psssr_fast.ops.qk_norm_rope import qk_norm_rope, qk_norm_rope_ref
 from psssr_fast.testing import assert_as_accurate
 
@@ -136,3 +137,31 @@ def test_refuses_operands_that_do_not_fit(change, named):
     right = {"q": x, "k": x, "q_weight": weight, "k_weight": weight, "heads": 2}
     with pytest.raises(UsageError, match=f"qk_norm_rope: {named}"):
         qk_norm_rope_triton(**{**right, "cos": table, "sin": table, **change})
+
+
+@pytest.mark.skipif(not native_available(), reason="the extension is not built")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("dim", "heads"), [(128, 4), (36, 3), (1536, 12), (2, 1)])
+def test_compiled_kernel_is_as_accurate_as_eager(dim, heads, dtype):
+    qkv = torch.randn(2, 7, 3 * dim).to(dtype)
+    q, k = qkv[..., :dim], qkv[..., dim : 2 * dim]  # rows apart
+    weights = (1 + 0.1 * torch.randn(2, dim)).to(dtype).unbind(0)
+    angles = torch.randn(7, dim // heads // 2)
+    tables = angles.cos(), angles.sin()
+    for cos, sin in (tables, (None, None)):
+        actual = qk_norm_rope(q, k, *weights, cos, sin, heads)
+        eager = qk_norm_rope_ref(q, k, *weights, cos, sin, heads)
+        wide = [x.double() for x in (q, k, *weights)]
+        exact = qk_norm_rope_ref(*wide, cos, sin, heads)
+        for one, other, truth in zip(actual, eager, exact, strict=True):
+            assert_as_accurate(one, other, truth)
+
+
+@pytest.mark.skipif(not native_available(), reason="the extension is not built")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_compiled_kernel_keeps_nan_and_zero(dtype):
+    q = torch.zeros(1, 3, 64, dtype=dtype)
+    q[0, 1, 5] = torch.nan
+    out, _ = qk_norm_rope(q, q, *torch.ones(2, 64, dtype=dtype), None, None, 2)
+    assert out[0, 1].isnan().all()
+    assert not out[0, ::2].any()

@@ -7,7 +7,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from psssr_fast.models.sizes import CodecSize
-from psssr_fast.models.vae import WanVae
 
 
 class Codec(Protocol):
@@ -28,13 +27,23 @@ class Codec(Protocol):
         """The picture of ``latents``, not clamped."""
 
 
+class Vae(Protocol):
+    """What :class:`WanCodec` needs: :class:`~psssr_fast.models.vae.WanVae`, or an engine of it."""
+
+    def encode(self, picture: Tensor, *, chunked: bool = False) -> Tensor:
+        """Latents of a picture."""
+
+    def decode(self, latents: Tensor, *, chunked: bool = False) -> Tensor:
+        """The picture of latents."""
+
+
 class WanCodec:
     """The Wan VAE as a :class:`Codec`: chunk by chunk in time; its decoder needs no condition."""
 
     frames_multiple = 4
     pixels_multiple = 16  # the VAE's 8 times the transformer's patch of 2
 
-    def __init__(self, vae: WanVae) -> None:
+    def __init__(self, vae: Vae) -> None:
         self.vae = vae
 
     def encode(self, picture: Tensor) -> tuple[Tensor, None]:

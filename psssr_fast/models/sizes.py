@@ -58,6 +58,16 @@ class VaeSize:
     res_blocks: int = 2
     temporal_downsample: tuple[bool, ...] = (False, True, True)
 
+    @property
+    def spatial_factor(self) -> int:
+        """Pixels along a side of a latent pixel."""
+        return 1 << (len(self.dim_mult) - 1)
+
+    @property
+    def temporal_factor(self) -> int:
+        """Frames in a latent frame after the first."""
+        return 1 << sum(self.temporal_downsample)
+
 
 @dataclass(frozen=True)
 class CodecSize:

@@ -293,8 +293,8 @@ class WanVae(nn.Module):
     def __init__(self, size: VaeSize) -> None:
         super().__init__()
         self.size = size
-        self.spatial_factor: int = 2 ** (len(size.dim_mult) - 1)
-        self.temporal_factor: int = 2 ** sum(size.temporal_downsample)
+        self.spatial_factor = size.spatial_factor
+        self.temporal_factor = size.temporal_factor
         self.encoder = _encoder(size)
         self.conv1 = nn.Conv3d(2 * size.z_dim, 2 * size.z_dim, 1)
         self.conv2 = nn.Conv3d(size.z_dim, size.z_dim, 1)
@@ -321,7 +321,7 @@ class WanVae(nn.Module):
         Raises:
             UsageError: ``picture`` has another shape, or is not floating point.
         """
-        self._check_picture(picture)
+        check_picture(picture, self.size)
         frames, group = picture.shape[2], self.temporal_factor
         chunks = [1] + [group] * (frames // group) if chunked else [frames]
         mu = self.conv1(_run(self.encoder, picture, chunks)).chunk(2, dim=1)[0]
@@ -341,7 +341,7 @@ class WanVae(nn.Module):
         Raises:
             UsageError: ``latents`` has another shape, or is not floating point.
         """
-        self._check_latents(latents)
+        check_latents(latents, self.size)
         frames = latents.shape[2]
         chunks = [1] * frames if chunked else [frames]
         mean, std = self._statistics(latents)
@@ -354,29 +354,32 @@ class WanVae(nn.Module):
         """
         return self.latent_mean.to(like), self.latent_std.to(like)
 
-    def _check_picture(self, picture: Tensor) -> None:
-        shape, space, group = tuple(picture.shape), self.spatial_factor, self.temporal_factor
-        if len(shape) != 5 or shape[1] != 3 or 0 in shape or not picture.is_floating_point():
-            raise UsageError(
-                f"cannot encode a {picture.dtype} tensor of shape {shape}: "
-                "need a floating-point clip [batch, 3, frames, height, width] in [-1, 1]"
-            )
-        if shape[2] % group != 1:
-            raise UsageError(
-                f"cannot encode {shape[2]} frames: need {group}n + 1; repeat the last frame up to "
-                f"{shape[2] + (1 - shape[2]) % group}"
-            )
-        if shape[3] % space or shape[4] % space:
-            raise UsageError(
-                f"cannot encode {shape[3]}x{shape[4]} pixels: height and width must be multiples "
-                f"of {space}; pad to {shape[3] + -shape[3] % space}x{shape[4] + -shape[4] % space}"
-            )
 
-    def _check_latents(self, latents: Tensor) -> None:
-        shape, channels = tuple(latents.shape), self.size.z_dim
-        floating = latents.is_floating_point()
-        if len(shape) != 5 or shape[1] != channels or 0 in shape or not floating:
-            raise UsageError(
-                f"cannot decode a {latents.dtype} tensor of shape {shape}: "
-                f"need floating-point latents [batch, {channels}, frames, height, width]"
-            )
+def check_picture(picture: Tensor, size: VaeSize) -> None:
+    """Raise UsageError unless ``picture`` is a clip that an encoder of that size takes."""
+    shape, space, group = tuple(picture.shape), size.spatial_factor, size.temporal_factor
+    if len(shape) != 5 or shape[1] != 3 or 0 in shape or not picture.is_floating_point():
+        raise UsageError(
+            f"cannot encode a {picture.dtype} tensor of shape {shape}: "
+            "need a floating-point clip [batch, 3, frames, height, width] in [-1, 1]"
+        )
+    if shape[2] % group != 1:
+        raise UsageError(
+            f"cannot encode {shape[2]} frames: need {group}n + 1; repeat the last frame up to "
+            f"{shape[2] + (1 - shape[2]) % group}"
+        )
+    if shape[3] % space or shape[4] % space:
+        raise UsageError(
+            f"cannot encode {shape[3]}x{shape[4]} pixels: height and width must be multiples "
+            f"of {space}; pad to {shape[3] + -shape[3] % space}x{shape[4] + -shape[4] % space}"
+        )
+
+
+def check_latents(latents: Tensor, size: VaeSize) -> None:
+    """Raise UsageError unless ``latents`` are what a decoder of that size takes."""
+    shape, channels = tuple(latents.shape), size.z_dim
+    if len(shape) != 5 or shape[1] != channels or 0 in shape or not latents.is_floating_point():
+        raise UsageError(
+            f"cannot decode a {latents.dtype} tensor of shape {shape}: "
+            f"need floating-point latents [batch, {channels}, frames, height, width]"
+        )

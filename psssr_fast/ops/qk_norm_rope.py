@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from psssr_fast.native import native_available
+
 
 def qk_norm_rope_ref(
     q: Tensor,
@@ -107,3 +109,35 @@ def _(
         q.new_empty(q.shape[0], q.shape[1], heads, head_dim),
         k.new_empty(k.shape[0], k.shape[1], heads, head_dim),
     )
+
+
+if native_available():
+
+    @qk_norm_rope.register_kernel("cpu")
+    def _(
+        q: Tensor,
+        k: Tensor,
+        q_weight: Tensor,
+        k_weight: Tensor,
+        cos: Tensor | None,
+        sin: Tensor | None,
+        heads: int,
+        eps: float = 1e-6,
+    ) -> tuple[Tensor, Tensor]:
+        if q.dtype not in (torch.float32, torch.bfloat16) or q.shape[2] % (2 * heads):
+            return qk_norm_rope_ref(q, k, q_weight, k_weight, cos, sin, heads, eps)
+        return (
+            _norm_rope_natively(q, q_weight, cos, sin, heads, eps),
+            _norm_rope_natively(k, k_weight, cos, sin, heads, eps),
+        )
+
+
+def _norm_rope_natively(
+    x: Tensor, weight: Tensor, cos: Tensor | None, sin: Tensor | None, heads: int, eps: float
+) -> Tensor:
+    """Run ``csrc/qk_norm_rope.cpp``."""
+    from psssr_fast import _C
+
+    cos, sin = (None if table is None else table.contiguous() for table in (cos, sin))
+    x = x if x.stride(2) == 1 else x.contiguous()
+    return _C.qk_norm_rope(x, weight.contiguous(), cos, sin, heads, eps)

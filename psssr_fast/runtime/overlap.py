@@ -1,0 +1,117 @@
+"""Read ahead and write behind in threads of their own, with bounded queues."""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from queue import Empty, Full, Queue
+from threading import Event, Thread
+from typing import Generic, TypeVar
+
+Item = TypeVar("Item")
+POLL = 0.1  # seconds between looks at whether the other side has gone away
+_END = object()
+
+
+def read_ahead(items: Iterable[Item], depth: int) -> Iterator[Item]:
+    """Iterate over ``items`` while a thread fetches up to ``depth`` of them in advance.
+
+    What ``items`` raises is raised here, after the items before it. Closing this generator, or
+    dropping it, stops the thread before it returns, so that ``items`` can be closed next.
+    """
+    queue: Queue[object] = Queue(maxsize=depth)
+    stopped = Event()
+    failure: list[BaseException] = []
+
+    def put(item: object) -> bool:
+        while not stopped.is_set():
+            try:
+                queue.put(item, timeout=POLL)
+                return True
+            except Full:
+                continue
+        return False
+
+    def fetch() -> None:
+        try:
+            for item in items:
+                if not put(item):
+                    return
+        except BaseException as error:
+            failure.append(error)
+        put(_END)
+
+    thread = Thread(target=fetch, name="psssr-read-ahead", daemon=True)
+    thread.start()
+    try:
+        while (item := queue.get()) is not _END:
+            yield item  # type: ignore[misc]
+        if failure:
+            raise failure[0]
+    finally:
+        stopped.set()
+        thread.join()
+
+
+class WriteBehind(Generic[Item]):
+    """Hands items to ``write`` in a thread of its own; see :func:`write_behind`."""
+
+    def __init__(self, write: Callable[[Item], None], depth: int) -> None:
+        self._write = write
+        self._queue: Queue[object] = Queue(maxsize=depth)
+        self._failure: BaseException | None = None
+        self._abandoned = Event()
+        self._thread = Thread(target=self._run, name="psssr-write-behind", daemon=True)
+        self._thread.start()
+
+    def __call__(self, item: Item) -> None:
+        """Queue an item; wait while the queue is full. Raises what an earlier write raised."""
+        self._put(item)
+        if self._failure is not None:
+            raise self._failure
+
+    def finish(self) -> None:
+        """Wait until everything is written; raise what a write raised."""
+        self._put(_END)
+        self._thread.join()
+        if self._failure is not None:
+            raise self._failure
+
+    def abandon(self) -> None:
+        """Stop after the item being written; what is queued is dropped."""
+        self._abandoned.set()
+        self._thread.join()
+
+    def _put(self, item: object) -> None:
+        while self._failure is None:
+            try:
+                self._queue.put(item, timeout=POLL)
+                return
+            except Full:
+                continue
+
+    def _run(self) -> None:
+        try:
+            while not self._abandoned.is_set():
+                try:
+                    item = self._queue.get(timeout=POLL)
+                except Empty:
+                    continue
+                if item is _END:
+                    return
+                self._write(item)  # type: ignore[arg-type]
+        except BaseException as error:
+            self._failure = error
+
+
+@contextmanager
+def write_behind(write: Callable[[Item], None], depth: int) -> Iterator[WriteBehind[Item]]:
+    """A function that queues items for ``write``; all are written when the block ends.
+
+    If the block raises, what is still queued is dropped and the thread stopped.
+    """
+    behind = WriteBehind(write, depth)
+    try:
+        yield behind
+    except BaseException:
+        behind.abandon()
+        raise
+    behind.finish()

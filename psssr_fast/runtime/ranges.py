@@ -1,0 +1,52 @@
+"""Named ranges: which stage of a window runs now, for whoever wants to know.
+
+The pipeline wraps its stages in :func:`stage`. Nothing happens there, not even a synchronisation,
+unless someone listens (:func:`listening`) or torch's profiler is on.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
+
+import torch
+
+STAGES = ("encode", "base", "draft", "decode", "update")
+"""In the order in which a window goes through them; ``decode`` comes more than once."""
+
+Listener = Callable[[str], AbstractContextManager[None]]
+"""Called with a stage's name; what it returns is entered and left with the stage."""
+
+_SILENCE: AbstractContextManager[None] = nullcontext()
+_listener: ContextVar[Listener | None] = ContextVar("listener", default=None)
+
+
+def stage(name: str) -> AbstractContextManager[None]:
+    """The context of a stage: ``with stage("encode"): ...``."""
+    listener = _listener.get()
+    if listener is not None:
+        return listener(name)
+    return profiler_range(name) if torch._C._autograd._profiler_enabled() else _SILENCE
+
+
+@contextmanager
+def listening(listener: Listener) -> Iterator[None]:
+    """Call ``listener`` at every stage that this thread (or task) enters."""
+    token = _listener.set(listener)
+    try:
+        yield
+    finally:
+        _listener.reset(token)
+
+
+@contextmanager
+def profiler_range(name: str) -> Iterator[None]:
+    """A listener: a range in torch's profiler and, on a CUDA machine, in NVTX."""
+    with torch.profiler.record_function(f"psssr.{name}"):
+        if not torch.cuda.is_initialized():
+            yield
+            return
+        torch.cuda.nvtx.range_push(f"psssr.{name}")
+        try:
+            yield
+        finally:
+            torch.cuda.nvtx.range_pop()

@@ -1,0 +1,92 @@
+"""The engine's VAE computes what the plain one computes."""
+
+import copy
+
+import pytest
+import torch
+
+from psssr_fast.errors import UsageError
+from psssr_fast.models.sizes import VaeSize
+from psssr_fast.models.vae import WanVae
+from psssr_fast.runtime.vae_engine import FusedVae, Pass, _put
+from psssr_fast.testing import assert_as_accurate
+
+SIZE = VaeSize(dim=8, res_blocks=1)
+
+
+@pytest.fixture(scope="module")
+def vae():
+    torch.manual_seed(3)
+    vae = WanVae(SIZE).eval().requires_grad_(False)
+    for parameter in vae.parameters():
+        parameter += 0.02 * torch.randn_like(parameter)
+    return vae
+
+
+def in_dtype(vae, dtype):
+    return copy.deepcopy(vae).to(dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("frames", [1, 5, 9, 13])
+@pytest.mark.parametrize("chunked", [False, True], ids=["whole", "chunked"])
+def test_encode_is_as_accurate_as_the_plain_vae(vae, frames, chunked, dtype):
+    picture = (torch.rand(2, 3, frames, 24, 40) * 2 - 1).to(dtype)
+    plain = in_dtype(vae, dtype)
+    actual = FusedVae(plain).encode(picture, chunked=chunked)
+    exact = in_dtype(vae, dtype).double().encode(picture.double())
+    assert_as_accurate(actual, plain.encode(picture), exact)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("frames", [1, 2, 3, 5])
+@pytest.mark.parametrize("chunked", [False, True], ids=["whole", "chunked"])
+def test_decode_is_as_accurate_as_the_plain_vae(vae, frames, chunked, dtype):
+    latents = torch.randn(2, 16, frames, 3, 5).to(dtype)
+    plain = in_dtype(vae, dtype)
+    actual = FusedVae(plain).decode(latents, chunked=chunked)
+    exact = in_dtype(vae, dtype).double().decode(latents.double())
+    assert_as_accurate(actual, plain.decode(latents), exact)
+
+
+def test_chunks_give_what_the_whole_clip_gives(vae):
+    fused = FusedVae(in_dtype(vae, torch.float64))
+    latents = torch.randn(1, 16, 5, 3, 5, dtype=torch.float64)
+    torch.testing.assert_close(fused.decode(latents, chunked=True), fused.decode(latents))
+
+
+def test_calls_share_nothing(vae):
+    fused = FusedVae(in_dtype(vae, torch.float32))
+    one, other = torch.randn(2, 1, 16, 3, 3, 5)
+    first = fused.decode(one, chunked=True)
+    fused.decode(other, chunked=True)
+    assert torch.equal(fused.decode(one, chunked=True), first)
+
+
+def test_wrong_shapes_are_refused_like_the_plain_vae_does(vae):
+    fused = FusedVae(vae)
+    with pytest.raises(UsageError, match="need 4n \\+ 1"):
+        fused.encode(torch.zeros(1, 3, 4, 16, 16))
+    with pytest.raises(UsageError, match="need floating-point latents"):
+        fused.decode(torch.zeros(1, 3, 4, 16, 16))
+
+
+def test_a_ring_keeps_the_last_frames_wherever_they_are():
+    state, clip = Pass(keep=True), torch.randn(1, 2, 30, 2, 3)
+    position = 0
+    for length in (1, 4, 4, 2, 4, 1, 1, 4, 6):
+        chunk = clip[:, :, position : position + length]
+        ring, first, past = state.ring("layer", chunk, history=2)
+        _put(chunk, ring, first)
+        assert past == min(position, 2)
+        for back in range(-past, length):
+            slot = (first + back) % ring.shape[2]
+            assert torch.equal(ring[:, :, slot], clip[:, :, position + back])
+        position += length
+
+
+def test_weights_are_not_kept_twice(vae):
+    plain = in_dtype(vae, torch.float32)
+    packed = sum(tensor.numel() for tensor in FusedVae(plain).state_dict().values())
+    unused = sum(p.numel() for name, p in plain.named_parameters() if name.startswith("conv1."))
+    assert packed <= 2 * sum(p.numel() for p in plain.parameters()) - unused
