@@ -12,7 +12,7 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from psssr_fast.kernels._conv_tiles import FRAME_GROUP, Problem, Tile, choose_tile
-from psssr_fast.kernels._launch import architecture
+from psssr_fast.kernels._launch import architecture, launcher
 
 
 @triton.jit
@@ -300,6 +300,7 @@ def _descriptor(tensor: Tensor, shape: list[int], box: list[int]) -> TensorDescr
     return TensorDescriptor(tensor, shape, strides, box)
 
 
+@launcher
 def causal_conv3d_triton(
     x: Tensor,
     weight: Tensor,

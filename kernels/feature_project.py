@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from psssr_fast.kernels._launch import architecture
+from psssr_fast.kernels._launch import architecture, launcher
 from psssr_fast.kernels._rows import VECTOR, require, require_float
 
 INTERPRETED_PROCESSORS = 2
@@ -139,6 +139,7 @@ def _tiles(h: Tensor, out_dim: int, described: bool) -> Tiles:
     return WIDE if out_dim > NARROW.n else NARROW
 
 
+@launcher
 def feature_project_triton(h: Tensor, weight: Tensor, cached: Tensor) -> Tensor:
     """Launch a kernel; arguments as in :func:`psssr_fast.ops.feature_project`.
 

@@ -4,6 +4,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from psssr_fast.kernels._launch import launcher
 from psssr_fast.kernels._rows import WARPS, require, require_float
 
 BLOCK = 1024  # values of a program; latents are small: what counts is that this is one launch
@@ -22,6 +23,7 @@ def _flow_step_kernel(
     tl.store(next_ptr + index, (latents - step * velocity).to(dtype), mask=inside)
 
 
+@launcher
 def flow_step_triton(
     latents: Tensor, velocity: Tensor, sigma: float, sigma_next: float
 ) -> tuple[Tensor, Tensor]:

@@ -22,7 +22,7 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from psssr_fast.errors import UsageError
-from psssr_fast.kernels._launch import architecture
+from psssr_fast.kernels._launch import architecture, launcher
 
 WIDEST = 384  # of Wan's layers; at 512 the accumulator alone would fill Blackwell's tensor memory
 
@@ -137,6 +137,7 @@ def supports(q: Tensor) -> bool:
     return q.dtype in (torch.float16, torch.bfloat16) and dim % 16 == 0 and 16 <= dim <= WIDEST
 
 
+@launcher
 def mid_attention_triton(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Attention within each frame, ``[frames, tokens, dim]``; see the op for the contract.
 

@@ -4,6 +4,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from psssr_fast.kernels._launch import launcher
 from psssr_fast.kernels._rows import WARPS, dense_channels, load_row, require, require_float
 from psssr_fast.kernels._rows import row_tiles as tiles_for
 
@@ -56,6 +57,7 @@ def _norm_modulate_kernel(
         )
 
 
+@launcher
 def norm_modulate_triton(
     x: Tensor, shift: Tensor, scale: Tensor, eps: float = 1e-6, affine: bool = False
 ) -> Tensor:

@@ -6,6 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from psssr_fast.errors import UsageError
+from psssr_fast.kernels._launch import launcher
 from psssr_fast.kernels._rows import WARPS, dense_channels, load_row, require, require_float
 from psssr_fast.kernels._rows import row_tiles as tiles_for
 
@@ -102,6 +103,7 @@ def _check(
         require("qk_norm_rope", name, table, shape, like=q.new_empty(0, dtype=torch.float32))
 
 
+@launcher
 def qk_norm_rope_triton(
     q: Tensor,
     k: Tensor,

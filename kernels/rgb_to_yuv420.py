@@ -12,6 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from psssr_fast.kernels._launch import launcher
+
 BLOCK = 128  # threads of a program
 
 
@@ -106,6 +108,7 @@ def _rgb_to_yuv420_kernel(
     _store_levels(v_ptr + at, tl.minimum(v, peak), stored)
 
 
+@launcher
 def rgb_to_yuv420_triton(
     picture: Tensor, encoding: tuple[tuple[float, ...], ...], bits: int
 ) -> tuple[Tensor, Tensor, Tensor]:

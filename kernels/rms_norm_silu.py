@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from psssr_fast.errors import UsageError
+from psssr_fast.kernels._launch import launcher
 
 WARPS = 8
 BYTES = 48  # of input a thread
@@ -106,12 +107,14 @@ def _launch(x: Tensor, gamma: Tensor, out: Tensor, first: int, silu: bool) -> No
     )
 
 
+@launcher
 def rms_norm_silu_triton(x: Tensor, gamma: Tensor, silu: bool) -> Tensor:
     out = torch.empty_like(x, memory_format=torch.channels_last_3d)
     _launch(x, gamma, out, 0, silu)
     return out
 
 
+@launcher
 def rms_norm_silu_into_triton(
     x: Tensor, gamma: Tensor, ring: Tensor, first: int, silu: bool
 ) -> None:

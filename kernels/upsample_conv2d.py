@@ -3,9 +3,11 @@
 from torch import Tensor
 
 from psssr_fast.kernels._conv_tiles import Tile
+from psssr_fast.kernels._launch import launcher
 from psssr_fast.kernels.causal_conv3d import implicit_gemm
 
 
+@launcher
 def upsample_conv2d_triton(
     x: Tensor, phases: Tensor, bias: Tensor, tile: Tile | None = None
 ) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from psssr_fast.errors import UsageError
-from psssr_fast.kernels._launch import architecture
+from psssr_fast.kernels._launch import architecture, launcher
 
 Triple = tuple[int, int, int]  # of time, height and width
 
@@ -360,6 +360,7 @@ def _check(q: Tensor) -> None:
         )
 
 
+@launcher
 def window_attention_triton(
     q: Tensor,
     k: Tensor,

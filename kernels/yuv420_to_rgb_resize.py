@@ -13,6 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from psssr_fast.kernels._bicubic import stretches
+from psssr_fast.kernels._launch import launcher
 
 ROWS = 4
 BLOCK = 64  # threads of a program
@@ -116,6 +117,7 @@ def _yuv420_to_rgb_resize_kernel(
         tl.store(at + 2 * plane, tl.clamp(blue, -1.0, 1.0), mask=stored)
 
 
+@launcher
 def yuv420_to_rgb_resize_triton(
     luma: Tensor,
     chroma_u: Tensor,
