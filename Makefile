@@ -26,7 +26,7 @@ check: $(VENV)/.installed-dev
 	$(VENV)/bin/mypy
 
 bench: $(VENV)/.installed-dev
-	$(VENV)/bin/python -m pytest benchmarks --benchmark-only
+	$(VENV)/bin/python -m pytest benchmarks --benchmark-only --benchmark-json=benchmarks.json
 
 clean:
 	rm -rf $(VENV) build dist demo *.egg-info psssr_fast/_C.*.so

@@ -29,7 +29,9 @@ def _median_seconds(call: Callable[[], object], cuda: bool) -> float:
 @pytest.fixture(scope="session")
 def copy_bandwidth(device) -> float:
     """GB/s, read and written, of copying 1 GiB (64 MiB on a CPU): the yardstick of this run."""
-    source = torch.zeros(2**30 if device.type == "cuda" else 2**26, dtype=torch.uint8, device=device)
+    source = torch.zeros(
+        2**30 if device.type == "cuda" else 2**26, dtype=torch.uint8, device=device
+    )
     target = torch.empty_like(source)
     seconds = _median_seconds(lambda: target.copy_(source), device.type == "cuda")
     return 2 * source.nbytes / seconds / 1e9

@@ -1,124 +1,104 @@
 """Everything worth running on a GPU, in one call: ``python benchmarks/gpu_suite.py -o gpu.json``.
 
-1. the tests, on that device; 2. the benchmarks; 3. the plain pipeline at full size (random
-weights, bf16, 29 frames 720x1280, the paper's Table 4 workload), stage by stage. Writes one JSON
-and prints the rows for RESULTS.md. ``--small`` runs the third part at a size for any machine.
+Four parts, each in a process of its own with a time limit, at most 8 minutes together:
+
+1. ``tests``: correctness of every kernel on the device, in fp32, fp16 and bf16;
+2. ``benchmarks``: every kernel beside its eager reference, as fractions of what the device copies
+   and multiplies in the same run;
+3. ``sweep``: the convolutions of the VAE and the attention of the transformer, each way there is;
+4. ``stages``: the plain pipeline at full size.
+
+The JSON is written anew after each part, so that a run that is cut short keeps what it measured.
+``--small`` runs the last two at a size for any machine.
 """
 
 import argparse
 import json
-import statistics
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from psssr_fast.config import Settings, settings_for
-from psssr_fast.models.codec import WanCodec
-from psssr_fast.models.dit import Dit
-from psssr_fast.models.sizes import WAN_1_3B, DitSize, VaeSize
-from psssr_fast.models.vae import WanVae
-from psssr_fast.ops.frequency_update import update_frequencies
-from psssr_fast.pipeline import Networks, restore_window
-from psssr_fast.sampling import base_step, draft_steps, make_schedule
-
 ROOT = Path(__file__).parents[1]
-SMALL_DIT = DitSize(
-    dim=64, ffn_dim=128, heads=2, layers=6, kept_blocks=(2, 5), text_dim=32, freq_dim=32
+OPS = sorted(path.stem for path in (ROOT / "kernels").glob("[a-z]*.py"))
+KERNEL_TESTS = [f"tests/test_{op}.py" for op in OPS]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A command of the suite; ``{json}`` in it is where it writes its result, if it does."""
+
+    name: str
+    command: tuple[str, ...]
+    seconds: int
+    takes_small: bool = False
+
+
+PYTEST = ("-m", "pytest", "-q")
+PARTS = (
+    Part("tests", (*PYTEST, *KERNEL_TESTS, "tests/test_attention.py"), 150),
+    Part(
+        "benchmarks",
+        (*PYTEST, "benchmarks", "--benchmark-only", "--benchmark-json={json}"),
+        130,
+    ),
+    Part("sweep", ("benchmarks/sweep.py", "-o", "{json}"), 75, takes_small=True),
+    Part("stages", ("benchmarks/full_size.py", "-o", "{json}"), 110, takes_small=True),
 )
-SMALL_VAE = VaeSize(dim=8)
 
 
-@dataclass
-class Timings:
-    """Seconds (median after one warm-up) and peak memory of each stage."""
+def run_part(part: Part, small: bool) -> dict[str, Any]:
+    """Run one part; how it ended, the end of what it printed, and the JSON it wrote."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "result.json"
+        command = [argument.format(json=path) for argument in part.command]
+        command += ["--small"] * (small and part.takes_small)
+        begin = time.monotonic()
+        try:
+            run = subprocess.run(
+                [sys.executable, *command], cwd=ROOT, capture_output=True, text=True,
+                timeout=part.seconds, check=False,
+            )  # fmt: skip
+            code, printed = run.returncode, run.stdout + run.stderr[-2000:]
+        except subprocess.TimeoutExpired as error:
+            code, printed = None, (error.stdout or b"").decode(errors="replace")
+        return {
+            "exit": code,  # null: it ran past its limit
+            "seconds": round(time.monotonic() - begin, 1),
+            "printed": printed[-6000:],
+            "result": _reduced(json.loads(path.read_text())) if path.exists() else None,
+        }
 
-    device: torch.device
-    rounds: int
-    rows: dict[str, dict[str, float]] = field(default_factory=dict)
 
-    def measure(self, name: str, run: Callable[[], Any]) -> Any:
-        """Run a stage, record it under ``name``, return its result."""
-        result = run()
-        seconds = []
-        if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats()
-        for _ in range(self.rounds):
-            self._wait()
-            begin = time.perf_counter()
-            result = run()
-            self._wait()
-            seconds.append(time.perf_counter() - begin)
-        row = {"seconds": statistics.median(seconds)}
-        if self.device.type == "cuda":
-            row["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
-        self.rows[name] = row
-        print(name, row, flush=True)
+def _reduced(result: dict[str, Any]) -> dict[str, Any]:
+    """Of pytest-benchmark's JSON, medians and rates only; anything else as it is."""
+    if "benchmarks" not in result:
         return result
-
-    def _wait(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
-
-
-def pytest_run(*arguments: str) -> dict[str, object]:
-    """Run pytest in its own process; how it ended and its last line."""
-    begin = time.monotonic()
-    command = [sys.executable, "-m", "pytest", "-q", *arguments]
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    print(run.stdout[-3000:], run.stderr[-1000:], flush=True)
-    last = run.stdout.strip().splitlines()[-1:] or [""]
-    return {"exit": run.returncode, "summary": last[0], "seconds": time.monotonic() - begin}
-
-
-def random_networks(dit: DitSize, vae: VaeSize, device: torch.device) -> Networks:
-    """Full-size networks need no checkpoint to be timed."""
-    torch.set_default_dtype(torch.bfloat16)
-    with device:
-        base, draft, codec = Dit(dit), Dit(dit, draft=True), WanVae(vae)
-        context = torch.randn(1, 512, dit.text_dim)
-    torch.set_default_dtype(torch.float32)
-    for network in (base, draft, codec):
-        network.eval().requires_grad_(False)
-    return Networks(base, draft, WanCodec(codec), context)
-
-
-def time_stages(networks: Networks, picture: torch.Tensor, timings: Timings) -> None:
-    """The plain pipeline, stage by stage, then the whole window."""
-    settings: Settings = settings_for("released")
-    schedule = make_schedule(settings.sampling)
-    batched = picture.transpose(0, 1)[None].to(networks.dtype)
-    with torch.no_grad():
-        latents, condition = timings.measure("encode", lambda: networks.codec.encode(batched))
-        first, features = timings.measure(
-            "base step", lambda: base_step(networks.base, latents, networks.context, schedule)
-        )
-        timings.measure(
-            "three draft steps",
-            lambda: draft_steps(
-                networks.draft, first.next_latents, latents, features, networks.context,
-                schedule, settings.sampling,
-            ),
-        )  # fmt: skip
-        timings.measure("one decode", lambda: networks.codec.decode(first.estimate, condition))
-        unit = (picture + 1) / 2
-        timings.measure(
-            "frequency update",
-            lambda: update_frequencies(unit, unit.flip(-1), settings.frequency_update),
-        )
-        timings.measure("window, end to end", lambda: restore_window(networks, picture, settings))
-
-
-def environment(device: torch.device) -> dict[str, str]:
-    """What the numbers were measured on."""
-    cuda = device.type == "cuda"
     return {
-        "device": torch.cuda.get_device_name(device) if cuda else "cpu",
+        row["name"]: {"ms": round(1e3 * row["stats"]["median"], 4), **row["extra_info"]}
+        for row in result["benchmarks"]
+    }
+
+
+def markdown_rows(part: str, result: dict[str, Any]) -> list[str]:
+    """Rows for RESULTS.md, one for each measurement of a part."""
+    return [
+        f"| {part} | {name} | " + ", ".join(f"{key} {value}" for key, value in row.items()) + " |"
+        for name, row in result.items()
+        if isinstance(row, dict)
+    ]
+
+
+def environment() -> dict[str, str]:
+    """What the numbers were measured on."""
+    cuda = torch.cuda.is_available()
+    return {
+        "device": torch.cuda.get_device_name() if cuda else "cpu",
         "torch": torch.__version__,
         "cuda": str(torch.version.cuda),
         "cudnn": str(torch.backends.cudnn.version()),
@@ -128,29 +108,24 @@ def environment(device: torch.device) -> dict[str, str]:
 
 
 def main() -> None:
-    """Command line of the script."""
+    """Command line of the script; exits 1 if a part failed or ran past its limit."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("-o", "--output", type=Path, default=Path("gpu.json"))
-    parser.add_argument("--small", action="store_true", help="third part only, reduced")
+    parser.add_argument("--small", action="store_true", help="last two parts only, reduced")
+    parser.add_argument("--parts", default="", help="some of them, with commas between")
     arguments = parser.parse_args()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    result: dict[str, Any] = {"environment": environment(device)}
-    if not arguments.small:
-        result["tests"] = pytest_run("tests")
-        timing = str(arguments.output.with_suffix(".benchmarks.json").resolve())
-        result["benchmarks"] = pytest_run(
-            "benchmarks", "--benchmark-only", f"--benchmark-json={timing}"
-        )
-    dit, vae = (SMALL_DIT, SMALL_VAE) if arguments.small else (WAN_1_3B.dit, WAN_1_3B.codec)
-    assert isinstance(vae, VaeSize)
-    shape = (5, 3, 32, 48) if arguments.small else (29, 3, 720, 1280)
-    timings = Timings(device, rounds=3)
-    picture = torch.rand(shape, device=device) * 2 - 1
-    time_stages(random_networks(dit, vae, device), picture, timings)
-    result["stages"] = timings.rows
-    arguments.output.write_text(json.dumps(result, indent=1))
-    for name, row in timings.rows.items():
-        print(f"| {name} | {row['seconds']:.4g} s | {row.get('peak_gib', 0):.1f} GiB |")
+    chosen = [part for part in PARTS if part.takes_small or not arguments.small]
+    if arguments.parts:
+        chosen = [part for part in PARTS if part.name in arguments.parts.split(",")]
+    result: dict[str, Any] = {"environment": environment()}
+    for part in chosen:
+        outcome = result[part.name] = run_part(part, arguments.small)
+        arguments.output.write_text(json.dumps(result, indent=1))
+        print(f"{part.name}: exit {outcome['exit']}, {outcome['seconds']} s", flush=True)
+        print("\n".join(markdown_rows(part.name, outcome["result"] or {})), flush=True)
+        if outcome["exit"] != 0:
+            print(outcome["printed"], flush=True)
+    sys.exit(any(result[part.name]["exit"] != 0 for part in chosen))
 
 
 if __name__ == "__main__":

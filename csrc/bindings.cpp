@@ -1,9 +1,13 @@
 // The only file that knows torch and Python. Everything it calls takes raw pointers and sizes, and
-// a range of rows, which at::parallel_for hands out to threads here.
+// a range of rows or tiles, which at::parallel_for hands out to threads here.
 
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 #include <torch/csrc/utils/pybind.h>
+
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
 
 #include <algorithm>
 #include <cstdint>
@@ -56,15 +60,54 @@ at::Tensor pack_frames(const at::Tensor& picture, bool truncate) {
   return frames;
 }
 
-// Returns the picture and the detail map, which is empty unless asked for.
+// Writing fresh memory page by page would take longer than the arithmetic, so large tensors ask
+// Linux for huge pages, which it may refuse. Every byte of them is going to be written anyway.
+at::Tensor empty(at::IntArrayRef sizes, const at::TensorOptions& options) {
+  at::Tensor tensor = at::empty(sizes, options);
+#ifdef MADV_HUGEPAGE
+  constexpr std::uintptr_t kHuge = 2 << 20;
+  const auto data = reinterpret_cast<std::uintptr_t>(tensor.mutable_data_ptr());
+  const std::uintptr_t begin = (data + kHuge - 1) / kHuge * kHuge;
+  const std::uintptr_t end = (data + tensor.nbytes()) / kHuge * kHuge;
+  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#endif
+  return tensor;
+}
+
+template <class Pixel>
+std::tuple<at::Tensor, at::Tensor> fuse(const at::Tensor& consistent, const at::Tensor& sharp,
+                                        const psssr::FrequencyUpdate& settings, bool detail) {
+  const std::int64_t count = consistent.size(0);
+  const std::int64_t height = consistent.size(2), width = consistent.size(3);
+  const at::TensorOptions options = consistent.options();
+  at::Tensor fused = empty(consistent.sizes(), options);
+  at::Tensor change = empty({detail ? count : 0, height, width}, options.dtype(at::kFloat));
+  const psssr::FrequencyUpdateFrames<Pixel> frames{
+      consistent.const_data_ptr<Pixel>(),
+      sharp.const_data_ptr<Pixel>(),
+      fused.mutable_data_ptr<Pixel>(),
+      detail ? change.mutable_data_ptr<float>() : nullptr,
+      count,
+      height,
+      width};
+  const std::int64_t tiles = psssr::frequency_update_tiles(count, height, width);
+  at::parallel_for(0, tiles, 1, [&](auto begin, auto end) {
+    psssr::frequency_update(frames, settings, begin, end);
+  });
+  return {fused, change};
+}
+
+// Returns the picture and the detail map, which is empty unless asked for. The pictures are fp32
+// in [0, 1] or uint8; the detail map is fp32 in units of white.
 std::tuple<at::Tensor, at::Tensor> frequency_update(const at::Tensor& consistent,
                                                     const at::Tensor& sharp,
                                                     const at::Tensor& columns,
                                                     const at::Tensor& rows, double strength,
                                                     bool literal, std::int64_t border, double eps,
                                                     bool detail) {
-  check(consistent, "consistent", at::kFloat, 4);
-  check(sharp, "sharp", at::kFloat, 4);
+  const bool bytes = consistent.scalar_type() == at::kByte;
+  check(consistent, "consistent", bytes ? at::kByte : at::kFloat, 4);
+  check(sharp, "sharp", consistent.scalar_type(), 4);
   TORCH_CHECK(consistent.size(1) == 3 && consistent.sizes() == sharp.sizes(),
               "consistent and sharp must be [T, 3, H, W] alike, got ", consistent.sizes(), " and ",
               sharp.sizes());
@@ -73,26 +116,14 @@ std::tuple<at::Tensor, at::Tensor> frequency_update(const at::Tensor& consistent
     TORCH_CHECK(taps.size(0) == psssr::kLowPassRank && taps.size(1) == psssr::kLowPassTaps,
                 "columns and rows must be [4, 19], got ", taps.sizes());
   }
-  const std::int64_t count = consistent.size(0);
-  const std::int64_t height = consistent.size(2), width = consistent.size(3);
-  at::Tensor fused = at::empty_like(consistent);
-  at::Tensor change = at::empty({detail ? count : 0, height, width}, consistent.options());
   const psssr::FrequencyUpdate settings{columns.const_data_ptr<float>(),
                                         rows.const_data_ptr<float>(),
                                         static_cast<float>(strength),
                                         literal,
                                         border,
                                         static_cast<float>(eps)};
-  const float* before = consistent.const_data_ptr<float>();
-  const float* other = sharp.const_data_ptr<float>();
-  float* out = fused.mutable_data_ptr<float>();
-  float* map = detail ? change.mutable_data_ptr<float>() : nullptr;
-  // A task reads 9 lines above and below its own, so tasks are long.
-  const std::int64_t task = std::max<std::int64_t>(psssr::kLowPassTaps, rows_per_task(width));
-  at::parallel_for(0, count * height, task, [&](auto begin, auto end) {
-    psssr::frequency_update(before, other, out, map, settings, height, width, begin, end);
-  });
-  return {fused, change};
+  return bytes ? fuse<std::uint8_t>(consistent, sharp, settings, detail)
+               : fuse<float>(consistent, sharp, settings, detail);
 }
 
 // x is [batch, tokens, dim] in float or bfloat16, channels adjacent; the tables are both given or

@@ -19,11 +19,24 @@ struct FrequencyUpdate {
   float eps;
 };
 
-// Pictures are [frames][3][height][width], RGB in [0, 1]; detail is [frames][height][width] and
-// may be null. Works on rows [row_begin, row_end), where row r is line r % height of frame
-// r / height, and allocates about 50 lines of scratch.
-void frequency_update(const float* consistent, const float* sharp, float* fused, float* detail,
-                      const FrequencyUpdate& settings, std::int64_t height, std::int64_t width,
-                      std::int64_t row_begin, std::int64_t row_end);
+// Pictures are [frames][3][height][width]: RGB as floats in [0, 1], or as bytes, and then the
+// result is rounded half to even. detail is [frames][height][width] in units of white, and may be
+// null.
+template <class Pixel>
+struct FrequencyUpdateFrames {
+  const Pixel* consistent;
+  const Pixel* sharp;
+  Pixel* fused;
+  float* detail;
+  std::int64_t frames, height, width;
+};
+
+// How many tiles the frames are cut into; it does not depend on the number of threads.
+std::int64_t frequency_update_tiles(std::int64_t frames, std::int64_t height, std::int64_t width);
+
+// Works on tiles [begin, end), and allocates 0.3 MiB of scratch. Pixel is float or std::uint8_t.
+template <class Pixel>
+void frequency_update(const FrequencyUpdateFrames<Pixel>& frames, const FrequencyUpdate& settings,
+                      std::int64_t begin, std::int64_t end);
 
 }  // namespace psssr
