@@ -22,9 +22,14 @@ UPDATES = {
 }
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.uint8], ids=str)
 @pytest.mark.parametrize("fn", UPDATES.values(), ids=UPDATES)
-def bench_frequency_update(measure, fn, device):
-    consistent, sharp = torch.rand(2, 8, 3, 720, 1280, device=device)
+def bench_frequency_update(measure, fn, dtype, device):
+    frames = 29 if device.type == "cuda" else 2
+    consistent, sharp = torch.randint(256, (2, frames, 3, 720, 1280), device=device)
+    if dtype.is_floating_point:
+        consistent, sharp = consistent / 255, sharp / 255
+    consistent, sharp = consistent.to(dtype), sharp.to(dtype)
     measure(fn, consistent, sharp, bytes_moved=3 * consistent.nbytes)
 
 

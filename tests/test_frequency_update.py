@@ -1,72 +1,67 @@
-"""The frequency-domain update: the public release's numbers, the readings, and the CPU kernel."""
+"""The frequency-domain update: the public release's numbers, the CPU kernel, the Triton kernel."""
 
 from dataclasses import replace
-from pathlib import Path
 
-import av
+import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
-from hypothesis import given
-from hypothesis import strategies as st
+from frequency_update_fixtures import (
+    FILTERS,
+    HERE,
+    LERP,
+    LITERAL,
+    RELEASE,
+    SIZES,
+    YUV,
+    blurred_photograph,
+    photograph,
+    pictures,
+)
 from safetensors.torch import load_file
 from torch import Tensor
 
 from psssr_fast.config import FrequencyUpdate
 from psssr_fast.errors import UsageError
 from psssr_fast.ops.frequency_update import (
-    butterworth,
-    detail_weight,
-    fft_low_pass,
+    _update_on_cuda,
     frequency_update,
     frequency_update_detail_ref,
     frequency_update_ref,
-    low_frequency_drift,
-    low_pass,
-    luma,
     luma_change,
-    separable_low_pass,
-    spatial_low_pass,
     update_frequencies,
     update_frequencies_with_detail,
 )
 from psssr_fast.testing import assert_as_accurate
 
-HERE = Path(__file__).parent
-LERP = FrequencyUpdate()
-LITERAL = FrequencyUpdate(strength=0.6, alpha_mode="literal", border=2)
-RELEASE = FrequencyUpdate(alpha_mode="literal", filter="fft", border=2)
-FILTERS = ["spatial19", "fft"]
-SIZES = [(45, 77), (1, 1), (5, 300), (17, 19), (64, 96)]
-YUV = torch.tensor(  # the release's coefficients, to and from
-    [
-        [[0.299, 0.587, 0.114], [-0.14713, -0.28886, 0.436], [0.615, -0.51499, -0.10001]],
-        [[1, 0, 1.13983], [1, -0.39465, -0.5806], [1, 2.03211, 0]],
-    ],
-    dtype=torch.float64,
-)
+DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.uint8]
+ADVERSE = FrequencyUpdate(strength=0.7, border=2, eps=0.05)  # every term of the lerp matters
+MUTATIONS = [
+    ("(line < height) & (column < width)", "(line < height - 1) & (column < width)"),
+    ("(line < height) & (column < width)", "(line < height) & (column < width - 1)"),
+    ("- HALO.value + TAPS // 2", "- HALO.value + TAPS // 2 + 1"),
+    ("tl.maximum(at + y, 0), height - 1", "tl.maximum(at + y, 0), height - 2"),
+    ("tl.where(before, _pick(a, k == HALO)", "tl.where(before, 0.0"),
+    ("tl.where(k < end - 64, c, last)", "c"),
+    ("high, low, begun, SPLIT", "high, low, done, SPLIT"),
+    ("total = tl.dot(low, band, total)", "pass"),
+    ("bands_ptr += 4096", "bands_ptr += 0"),
+    ("frame * s_frame", "0"),
+    ("- gain * low.reshape", "- low.reshape"),
+    (" + eps)", ")"),
+    ("return strength * towards", "return towards"),
+    ("line < height - border", "line < height - border + 1"),
+    ("out_plane + out_plane + to", "out_plane + to"),
+]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def photo() -> Tensor:
-    """A photograph, fp64 ``[1, 3, 256, 320]`` in [0, 1]."""
-    with av.open(HERE / "data/photo_256.png") as file:
-        pixels = next(file.decode(video=0)).to_ndarray(format="rgb24")
-    return torch.from_numpy(pixels).permute(2, 0, 1)[None].double() / 255
+    return photograph()
 
 
-@pytest.fixture(scope="module")
-def blurred(photo) -> Tensor:
-    """What a base model would make of it: the same picture with less detail."""
-    return F.interpolate(F.avg_pool2d(photo, 4), scale_factor=4, mode="bicubic").clamp(0, 1)
-
-
-def pictures(*size: int, frames: int = 2) -> tuple[Tensor, Tensor]:
-    return tuple(torch.rand(2, frames, 3, *size))
-
-
-def high_pass(picture: Tensor, settings: FrequencyUpdate = LERP) -> Tensor:
-    return luma(picture) - low_pass(luma(picture), settings)
+@pytest.fixture
+def blurred() -> Tensor:
+    return blurred_photograph()
 
 
 # The release: golden numbers made by running it.
@@ -99,164 +94,6 @@ def test_released_fusion_through_its_own_matrices_is_equal_to_rounding(golden, a
     exact = (round_trip + change[:, None]).clamp(0, 1)
     error = (exact - golden[f"fused.alpha{alpha}"]).abs().max().item()
     assert error <= 8 * torch.finfo(torch.float32).eps
-
-
-# The filters.
-
-
-@pytest.mark.parametrize("size", [(48, 64), (45, 77), (44, 77), (1, 1), (2, 3)])
-def test_fft_low_pass_equals_the_full_fft(size):
-    y = torch.rand(2, *size, dtype=torch.float64)
-    shifted = torch.fft.fftshift(torch.fft.fft2(y, norm="ortho"), dim=(-2, -1))
-    filtered = shifted * torch.fft.fftshift(butterworth(*size, 0.2, 2))
-    unshifted = torch.fft.ifftshift(filtered, dim=(-2, -1))
-    naive = torch.fft.ifft2(unshifted, norm="ortho").real
-    assert (fft_low_pass(y, 0.2, 2) - naive).abs().max() < 1e-14
-
-
-@pytest.mark.parametrize("size", SIZES)
-def test_spatial_low_pass_equals_a_convolution_with_repeated_edges(size):
-    y = torch.rand(2, *size, dtype=torch.float64)
-    columns, rows = separable_low_pass(0.2, 2)
-    taps = (columns.T @ rows)[None, None]
-    naive = F.conv2d(F.pad(y[:, None], (9,) * 4, mode="replicate"), taps)[:, 0]
-    assert (spatial_low_pass(y, 0.2, 2) - naive).abs().max() < 1e-14
-
-
-def test_spatial_filter_fuses_like_the_fft_filter_at_the_released_window_size(photo, blurred):
-    # Mirrored to 720x1280, for the release's cutoff depends a little on the size of the window.
-    columns = [torch.cat([x, x.flip(2), x], 2)[:, :, :720] for x in (blurred, photo)]
-    consistent, sharp = (torch.cat([x, x.flip(3), x, x.flip(3)], 3) for x in columns)
-    assert sharp.shape == (1, 3, 720, 1280)
-    spatial, fft = (
-        frequency_update_ref(consistent, sharp, FrequencyUpdate(filter=name)) for name in FILTERS
-    )
-    assert (fft - consistent).abs().max() > 50 / 255
-    error = (spatial - fft)[..., 20:-20, 20:-20]  # the FFT wraps around at the edges
-    assert error.abs().max() <= 0.1 / 255
-
-
-def test_taps_have_dc_gain_1_and_rank_4_changes_them_little():
-    columns, rows = separable_low_pass(0.2, 2)
-    assert (columns.T @ rows).sum().item() == pytest.approx(1, abs=1e-14)
-    exact = torch.fft.fftshift(torch.fft.ifft2(butterworth(961, 961, 0.2, 2)).real)
-    exact = exact[471:490, 471:490]
-    values = torch.linalg.svdvals(exact)
-    assert values[:5].tolist() == pytest.approx(
-        [values[0].item() * v for v in (1, 0.0355, 0.0275, 0.0022, 0.00055)], rel=0.02
-    )
-    assert (columns.T @ rows - exact / exact.sum()).abs().sum() < 0.003
-
-
-@pytest.mark.parametrize("settings", [LERP, LITERAL], ids=["lerp", "literal"])
-def test_constant_pictures_keep_the_base(settings):
-    consistent, sharp = torch.full((2, 3, 30, 41), 0.25), torch.full((2, 3, 30, 41), 0.75)
-    fused = update_frequencies(consistent, sharp, settings)
-    assert (fused - consistent).abs().max() <= 1e-6
-
-
-def test_spatial_filter_does_not_depend_on_the_window(photo, blurred):
-    whole = frequency_update_ref(blurred, photo, LERP)[..., 50:150, 60:200]
-    window = frequency_update_ref(blurred[..., 50:150, 60:200], photo[..., 50:150, 60:200], LERP)
-    inside = slice(9, -9)
-    torch.testing.assert_close(
-        window[..., inside, inside], whole[..., inside, inside], rtol=0, atol=1e-13
-    )
-
-
-@pytest.mark.parametrize(("cutoff", "order"), [(0.05, 2), (0.1, 2), (0.2, 6)])
-def test_a_filter_that_does_not_fit_19x19_is_refused(cutoff, order):
-    consistent, sharp = pictures(20, 20)
-    settings = FrequencyUpdate(cutoff=cutoff, order=order)
-    with pytest.raises(UsageError, match=f"cutoff={cutoff}, order={order}.*filter='fft'"):
-        update_frequencies(consistent, sharp, settings)
-    update_frequencies(consistent, sharp, replace(settings, filter="fft"))
-
-
-# The readings of the paper.
-
-
-@pytest.mark.parametrize("filter", FILTERS)
-def test_lerp_and_literal_agree_at_alpha_1(photo, blurred, filter):
-    lerp = FrequencyUpdate(strength=1.0, alpha_mode="lerp", filter=filter)
-    literal = replace(lerp, alpha_mode="literal")
-    difference = luma_change(blurred, photo, lerp) - luma_change(blurred, photo, literal)
-    assert difference.abs().max() < 1e-15
-
-
-@pytest.mark.parametrize("filter", FILTERS)
-def test_lerp_at_alpha_0_is_the_identity(filter):
-    consistent, sharp = pictures(45, 77)
-    fused = update_frequencies(consistent, sharp, FrequencyUpdate(strength=0, filter=filter))
-    assert torch.equal(fused, consistent)
-
-
-@pytest.mark.parametrize("filter", FILTERS)
-@pytest.mark.parametrize("strength", [0.6, 1.0])
-def test_lerp_of_a_picture_with_itself_is_the_identity(photo, filter, strength):
-    settings = FrequencyUpdate(strength=strength, filter=filter)
-    assert torch.equal(update_frequencies(photo.float(), photo.float(), settings), photo.float())
-
-
-@pytest.mark.parametrize("filter", FILTERS)
-def test_literal_alpha_attenuates_the_high_band_of_a_picture_with_itself(photo, filter):
-    settings = FrequencyUpdate(strength=0.6, alpha_mode="literal", filter=filter)
-    high = high_pass(photo, settings)
-    changed = high + luma_change(photo, photo, settings)
-    torch.testing.assert_close(changed, 0.6 * high, rtol=0, atol=1e-15)
-
-
-@given(st.floats(-1, 1), st.floats(-1, 1))
-def test_blend_has_a_closed_form_and_lies_between_its_sources(consistent, sharp):
-    before, after = torch.tensor([consistent, sharp], dtype=torch.float64)
-    weight = detail_weight(before, after, eps=1e-6).item()
-    assert 0 <= weight < 1
-    blend = consistent + weight * (sharp - consistent)
-    assert min(consistent, sharp) - 1e-15 <= blend <= max(consistent, sharp) + 1e-15
-    exact = consistent + sharp  # of opposite signs, or both 0
-    if consistent * sharp > 0:
-        exact = (consistent**2 + sharp**2) / (consistent + sharp)
-    assert abs(blend - exact) <= 2e-6  # eps lowers the weight by eps / (size of both + eps)
-
-
-@pytest.mark.parametrize("filter", FILTERS)
-@pytest.mark.parametrize("level", [0.0, 0.5, 1.0])
-def test_flat_frames_give_no_nan(filter, level):
-    flat = torch.full((1, 3, 33, 21), level)  # odd: only then does the FFT's grid hold frequency 0
-    for settings in (LERP, LITERAL):
-        fused = update_frequencies(flat, flat, replace(settings, filter=filter))
-        assert fused.isfinite().all()
-        assert (fused - flat).abs().max() <= 1e-6
-
-
-@pytest.mark.parametrize("filter", FILTERS)
-def test_drift_is_the_low_frequency_part_of_the_change(photo, blurred, filter):
-    settings = FrequencyUpdate(filter=filter)
-    fused = frequency_update_ref(blurred, photo, settings)
-    drift = low_frequency_drift(blurred, fused, settings)
-    before, after = (torch.einsum("tchw,c->thw", x, YUV[0, 0]) for x in (blurred, fused))
-    direct = 255 * (low_pass(after, settings) - low_pass(before, settings))
-    assert drift.rms == pytest.approx(direct.square().mean().sqrt().item(), rel=1e-9)
-    assert drift.maximum == pytest.approx(direct.abs().max().item(), rel=1e-9)
-    assert drift.rms > 0.1  # the update is not perfect, and says so
-
-
-@pytest.mark.parametrize("filter", FILTERS)
-def test_strict_reduces_the_drift(photo, blurred, filter):
-    loose = FrequencyUpdate(filter=filter)
-    strict = replace(loose, strict=True)
-    drifts = [
-        low_frequency_drift(blurred, update_frequencies(blurred, photo, settings), settings)
-        for settings in (loose, strict)
-    ]
-    assert drifts[1].rms < drifts[0].rms
-    assert drifts[1].maximum < drifts[0].maximum
-
-
-def test_strict_high_passes_the_change(photo, blurred):
-    change = luma_change(blurred, photo, LERP)
-    strict = luma_change(blurred, photo, replace(LERP, strict=True))
-    assert torch.equal(strict, change - low_pass(change, LERP))
 
 
 # Colours, edges, kinds of input; through the op, so on the CPU through the compiled kernel.
@@ -389,8 +226,168 @@ def test_wrong_shapes_are_refused(consistent, sharp, message):
 
 
 def test_wrong_dtypes_are_refused():
-    frames = torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
-    with pytest.raises(UsageError, match=r"floating point.*torch\.uint8.*\[0, 1\]"):
+    frames = torch.zeros(1, 3, 8, 8, dtype=torch.int16)
+    with pytest.raises(UsageError, match=r"floating point or uint8.*torch\.int16.*0 to 255"):
         update_frequencies(frames, frames, LERP)
     with pytest.raises(UsageError, match=r"one shape and dtype.*float32.*float64"):
         update_frequencies(frames.float(), frames.double(), LERP)
+
+
+def test_bytes_are_rounded_to_nearest(photo, blurred):
+    consistent, sharp = ((255 * x).round().to(torch.uint8) for x in (blurred, photo))
+    fused, detail = update_frequencies_with_detail(consistent, sharp, LERP)
+    unit = consistent.double() / 255, sharp.double() / 255
+    exact = [255 * x for x in frequency_update_detail_ref(*unit, LERP)]
+    for actual, value in zip((fused, detail), exact, strict=True):
+        assert actual.dtype == torch.uint8
+        assert (actual - value).abs().max() <= 0.5001
+    assert torch.equal(update_frequencies(consistent, sharp, LERP), fused)
+    reference = frequency_update_ref(consistent, sharp, LERP)
+    assert (fused.int() - reference.int()).abs().max() <= 1
+
+
+# The Triton kernel.
+
+
+def by_triton(consistent: Tensor, sharp: Tensor, settings: FrequencyUpdate) -> tuple:
+    return _update_on_cuda(consistent, sharp, settings, detail=True)
+
+
+def check(
+    size=(40, 61),
+    dtype=torch.float32,
+    device="cpu",
+    settings=ADVERSE,
+    frames=2,
+):
+    """The kernel against its reference; tests/test_mutations.py breaks the kernel under it.
+
+    The rule is about units of white: a difference of lumas is no better known, however small. For
+    bytes that is a level, and eager, which rounds the exact number, is half a level off.
+    """
+    consistent, sharp = pictures(*size, frames=frames, dtype=dtype, device=device)
+    actual = by_triton(consistent, sharp, settings)
+    eager = frequency_update_detail_ref(consistent, sharp, settings)
+    white = 255 if dtype == torch.uint8 else 1
+    unit = consistent.double() / white, sharp.double() / white
+    exact = [white * x for x in frequency_update_detail_ref(*unit, settings)]
+    for ours, theirs, value in zip(actual, eager, exact, strict=True):
+        assert ours.dtype == dtype and ours.is_contiguous()
+        if dtype == torch.uint8:
+            ours, theirs = ours.float(), theirs.float()
+        assert_as_accurate(white + ours, white + theirs, white + value)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_kernel(dtype, device):
+    check((45, 77), dtype, device, LERP)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.uint8], ids=str)
+@pytest.mark.parametrize("size", [(1, 1), (5, 300), (17, 19), (100, 64), (3, 205)], ids=str)
+def test_kernel_at_any_size(size, dtype, device):
+    check(size, dtype, device, LITERAL, frames=1)
+
+
+@pytest.mark.parametrize("settings", [replace(LERP, cutoff=0.3, order=1), replace(LERP, border=40)])
+def test_kernel_with_other_settings(settings, device):
+    check(device=device, settings=settings, frames=1)
+
+
+def test_kernel_is_as_accurate_on_a_photograph(photo, blurred, device):
+    for dtype in (torch.float16, torch.float32):
+        consistent, sharp = (x[..., :70, :150].to(device, dtype) for x in (blurred, photo))
+        exact = frequency_update_ref(consistent.double(), sharp.double(), LERP)
+        eager = frequency_update_ref(consistent, sharp, LERP)
+        assert_as_accurate(by_triton(consistent, sharp, LERP)[0], eager, exact)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_kernel_leaves_a_picture_with_itself_alone(dtype, device):
+    picture, _ = pictures(35, 70, frames=1, dtype=dtype, device=device)
+    assert torch.equal(by_triton(picture, picture.clone(), LERP)[0], picture)
+
+
+@pytest.mark.parametrize("scale", [1000.0, 1e-6, 0.0])
+def test_kernel_at_any_brightness(scale, device):
+    consistent, sharp = (scale * x for x in pictures(33, 50, frames=1, device=device))
+    fused = by_triton(consistent, sharp, LERP)[0]
+    eager = frequency_update_ref(consistent, sharp, LERP)
+    exact = frequency_update_ref(consistent.double(), sharp.double(), LERP)
+    white = max(1, scale)  # a rounding of what is filtered is a rounding of the difference
+    assert_as_accurate(white + fused, white + eager, white + exact)
+    assert fused.min() >= 0 and fused.max() <= 1
+
+
+def test_kernel_does_not_hide_nan(device):
+    consistent, sharp = pictures(34, 50, device=device)
+    consistent[1, 2, 20, 30] = float("nan")
+    fused, detail = by_triton(consistent, sharp, replace(LERP, border=2))
+    assert fused[0].isfinite().all()
+    assert fused[1, :, 20, 30].isnan().all()
+    assert detail[1, 20, 30].isnan()
+
+
+def test_kernel_takes_views(device):
+    storage = pictures(12, 60, frames=2, dtype=torch.uint8, device=device)
+    views = [
+        [x.transpose(0, 1).contiguous().transpose(0, 1) for x in storage],  # channels outermost
+        [x[1:, :, 1:, 3:41] for x in storage],
+        [storage[0], storage[1][:1].expand(2, -1, -1, -1)],
+        [x.mT for x in storage],
+        [x.contiguous(memory_format=torch.channels_last) for x in storage],
+    ]
+    for consistent, sharp in views:
+        expected = by_triton(consistent.contiguous(), sharp.contiguous(), LITERAL)
+        for actual, value in zip(by_triton(consistent, sharp, LITERAL), expected, strict=True):
+            assert torch.equal(actual, value)
+
+
+def test_kernel_addresses_more_than_2_to_the_31(device):
+    apart = 2**30 + 1024  # the third frame begins beyond what 32 bits hold
+    if device.type == "cuda":
+        storage = torch.empty(2 * apart + 1024, dtype=torch.uint8, device=device)
+    else:
+        storage = torch.from_numpy(np.zeros(2 * apart + 1024, np.uint8))  # pages come when written
+    view = storage.as_strided((3, 3, 8, 16), (apart, 256, 32, 1))
+    consistent, sharp = pictures(8, 16, frames=3, dtype=torch.uint8, device=device)
+    view.copy_(consistent)
+    expected = by_triton(consistent, sharp, LERP)[0]
+    assert torch.equal(by_triton(view, sharp, LERP)[0], expected)
+    assert torch.equal(by_triton(sharp, view, LERP)[0], by_triton(sharp, consistent, LERP)[0])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_op_runs_the_kernel_on_cuda(device):
+    consistent, sharp = pictures(45, 77, device=device)
+    assert torch.equal(
+        update_frequencies(consistent, sharp, LERP), by_triton(consistent, sharp, LERP)[0]
+    )
+    for settings in (RELEASE, replace(LERP, strict=True)):
+        expected = frequency_update_ref(consistent, sharp, settings)
+        assert torch.equal(update_frequencies(consistent, sharp, settings), expected)
+    torch.library.opcheck(
+        frequency_update, (consistent.mT, sharp.mT, 0.2, 2, 1.0, False, False, 2, False, 1e-6)
+    )
+
+
+def test_a_clip_fills_a_gpu():
+    from psssr_fast.kernels.frequency_update import _steps
+
+    assert [_steps(29, 720, 1280), _steps(1, 720, 1280), _steps(33, 2160, 3840)] == [8, 2, 68]
+    assert _steps(1, 1, 1) == 1
+
+
+@pytest.mark.parametrize(
+    ("consistent", "sharp", "message"),
+    [
+        (torch.zeros(1, 3, 8, 8).double(), torch.zeros(1, 3, 8, 8), r"float64.*other dtypes"),
+        (torch.zeros(1, 3, 8, 8), torch.zeros(1, 4, 8, 8), r"sharp must be.*\[1, 4, 8, 8\]"),
+        (torch.zeros(0, 3, 8, 8), torch.zeros(0, 3, 8, 8), r"consistent must.*not empty"),
+        (torch.zeros(1, 3, 8, 8), torch.zeros(1, 3, 8, 9), r"one shape and dtype.*convert"),
+        (torch.zeros(1, 3, 8, 8), torch.zeros(1, 3, 8, 8).half(), r"float32.*float16"),
+    ],
+)
+def test_kernel_refuses(consistent, sharp, message):
+    with pytest.raises(UsageError, match=message):
+        by_triton(consistent, sharp, LERP)

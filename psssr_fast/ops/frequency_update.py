@@ -16,6 +16,7 @@ replaces the round trip through YUV, whose published coefficients are rounded: t
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -152,10 +153,12 @@ def luma_change(consistent: Tensor, sharp: Tensor, settings: FrequencyUpdate) ->
 
 def _check(consistent: Tensor, sharp: Tensor) -> None:
     for name, picture in (("consistent", consistent), ("sharp", sharp)):
-        if not (picture.is_floating_point() and picture.dim() == 4 and picture.shape[1] == 3):
+        number = picture.is_floating_point() or picture.dtype == torch.uint8
+        if not (number and picture.dim() == 4 and picture.shape[1] == 3):
             raise UsageError(
-                f"frequency_update: {name} must be floating point [T, 3, H, W]; got "
-                f"{picture.dtype} {list(picture.shape)}; convert it to RGB planes in [0, 1]"
+                f"frequency_update: {name} must be floating point or uint8 [T, 3, H, W]; got "
+                f"{picture.dtype} {list(picture.shape)}; convert it to RGB planes in [0, 1] or "
+                "0 to 255"
             )
     if consistent.shape != sharp.shape or consistent.dtype != sharp.dtype:
         raise UsageError(
@@ -170,15 +173,27 @@ def _check(consistent: Tensor, sharp: Tensor) -> None:
         )
 
 
+def _unit(picture: Tensor) -> Tensor:
+    """Bytes as fp32 in [0, 1]; anything else as it is."""
+    return picture / 255 if picture.dtype == torch.uint8 else picture
+
+
+def _as_dtype(unit: Tensor, dtype: torch.dtype) -> Tensor:
+    """The inverse of :func:`_unit`, rounded to nearest."""
+    if dtype == torch.uint8:
+        unit = (255 * unit).round().clamp(0, 255)
+    return unit.to(dtype)
+
+
 def frequency_update_detail_ref(
     consistent: Tensor, sharp: Tensor, settings: FrequencyUpdate
 ) -> tuple[Tensor, Tensor]:
     """Compute :func:`update_frequencies_with_detail` in plain PyTorch."""
     _check(consistent, sharp)
     pairs = zip(consistent.split(1), sharp.split(1), strict=True)  # a frame at a time: less memory
-    change = torch.cat([luma_change(before, detail, settings) for before, detail in pairs])
-    fused = (consistent + change[:, None]).clamp(0, 1)
-    return fused.to(consistent.dtype).contiguous(), change.abs().to(consistent.dtype)
+    change = torch.cat([luma_change(_unit(a), _unit(b), settings) for a, b in pairs])
+    fused = (_unit(consistent) + change[:, None]).clamp(0, 1).contiguous()
+    return _as_dtype(fused, consistent.dtype), _as_dtype(change.abs(), consistent.dtype)
 
 
 def frequency_update_ref(consistent: Tensor, sharp: Tensor, settings: FrequencyUpdate) -> Tensor:
@@ -204,8 +219,9 @@ def frequency_update(
     Most callers want :func:`update_frequencies`, which takes the settings as one object.
 
     Args:
-        consistent: ``[T, 3, H, W]`` RGB in [0, 1]; fp16, bf16, fp32 or fp64. Computed in fp32 at
-            least; on the CPU with the compiled kernel, unless ``fft``, ``strict`` or fp64 is asked.
+        consistent: ``[T, 3, H, W]`` RGB in [0, 1], fp16, bf16, fp32 or fp64, or 0 to 255, uint8.
+            Computed in fp32 at least, by kernels unless ``fft``, ``strict`` or fp64 is asked. That
+            on CUDA filters fp16 values, two for each of fp32: beyond 3000 times white gives NaN.
         sharp: like ``consistent``, which gives shape and dtype.
         cutoff, order, strength, border, strict, eps: as in
             :class:`~psssr_fast.config.FrequencyUpdate`.
@@ -213,7 +229,8 @@ def frequency_update(
         fft: ``filter`` is ``"fft"``, not ``"spatial19"``.
 
     Returns:
-        Contiguous, shape and dtype of ``consistent``, clamped to [0, 1]. NaN stays NaN.
+        Contiguous, shape and dtype of ``consistent``, clamped to [0, 1], or rounded to the nearest
+        of 0 to 255. NaN stays NaN.
 
     Raises:
         UsageError: wrong shapes or dtypes, or a filter that does not fit into 19x19 taps.
@@ -223,41 +240,21 @@ def frequency_update(
 
 
 @frequency_update.register_fake
-def _(
-    consistent: Tensor,
-    sharp: Tensor,
-    cutoff: float,
-    order: int,
-    strength: float,
-    literal: bool,
-    fft: bool,
-    border: int,
-    strict: bool,
-    eps: float,
-) -> Tensor:
+def _(consistent: Tensor, sharp: Tensor, *settings: Any) -> Tensor:
     _check(consistent, sharp)
     return consistent.new_empty(consistent.shape)
+
+
+@frequency_update.register_kernel("cuda")
+def _(consistent: Tensor, sharp: Tensor, *settings: Any) -> Tensor:
+    return _update(consistent, sharp, _settings(*settings), detail=False)[0]
 
 
 if native_available():
 
     @frequency_update.register_kernel("cpu")
-    def _(
-        consistent: Tensor,
-        sharp: Tensor,
-        cutoff: float,
-        order: int,
-        strength: float,
-        literal: bool,
-        fft: bool,
-        border: int,
-        strict: bool,
-        eps: float,
-    ) -> Tensor:
-        settings = _settings(cutoff, order, strength, literal, fft, border, strict, eps)
-        if _has_kernel(consistent, settings):
-            return _update_natively(consistent, sharp, settings, detail=False)[0]
-        return frequency_update_ref(consistent, sharp, settings)
+    def _(consistent: Tensor, sharp: Tensor, *settings: Any) -> Tensor:
+        return _update(consistent, sharp, _settings(*settings), detail=False)[0]
 
 
 def _settings(
@@ -282,11 +279,36 @@ def _settings(
     )
 
 
-def _has_kernel(consistent: Tensor, settings: FrequencyUpdate) -> bool:
-    """Whether the compiled kernel computes this."""
-    on_cpu = consistent.device.type == "cpu" and consistent.dtype != torch.float64
-    plain = settings.filter == "spatial19" and not settings.strict
-    return on_cpu and plain and native_available()
+def _update(
+    consistent: Tensor, sharp: Tensor, settings: FrequencyUpdate, detail: bool
+) -> tuple[Tensor, Tensor]:
+    """Run the kernel of this device if it has one that computes this, or the reference."""
+    _check(consistent, sharp)
+    no_kernel = settings.filter == "fft" or settings.strict or consistent.dtype == torch.float64
+    if consistent.is_cuda and not no_kernel:
+        return _update_on_cuda(consistent, sharp, settings, detail)
+    if consistent.device.type == "cpu" and native_available() and not no_kernel:
+        fused, change = _update_natively(_unit(consistent), _unit(sharp), settings, detail)
+        return _as_dtype(fused, consistent.dtype), _as_dtype(change, consistent.dtype)
+    return frequency_update_detail_ref(consistent, sharp, settings)
+
+
+def _update_on_cuda(
+    consistent: Tensor, sharp: Tensor, settings: FrequencyUpdate, detail: bool
+) -> tuple[Tensor, Tensor]:
+    """Launch ``kernels/frequency_update.py``; without ``detail`` the second tensor is empty."""
+    from psssr_fast.kernels.frequency_update import frequency_update_triton
+
+    return frequency_update_triton(
+        consistent,
+        sharp,
+        *separable_low_pass(settings.cutoff, settings.order),
+        strength=settings.strength,
+        literal=settings.alpha_mode == "literal",
+        border=settings.border,
+        eps=settings.eps,
+        detail=detail,
+    )
 
 
 def _update_natively(
@@ -337,11 +359,9 @@ def update_frequencies_with_detail(
 
     Returns:
         The picture, and ``|Y' - Y_consistent|`` before the clamp, ``[T, H, W]`` with the dtype of
-        ``consistent``; in units of the picture, 1 is the step from black to white.
+        ``consistent``; in units of the picture, 1 (or 255) is the step from black to white.
     """
-    if _has_kernel(consistent, settings):
-        return _update_natively(consistent, sharp, settings, detail=True)
-    return frequency_update_detail_ref(consistent, sharp, settings)
+    return _update(consistent, sharp, settings, detail=True)
 
 
 @dataclass(frozen=True)
@@ -366,13 +386,15 @@ def low_frequency_drift(
     Butterworth filter applied twice is not itself. For a photograph and its average over 4x4
     pixels, alpha 1, the rms is 2.2 levels, and 1.1 with ``strict``.
 
+    No by-product of the update: it is a second filter, of what the first one made.
+
     Args:
-        before, after: ``[T, 3, H, W]`` in [0, 1], as given to and got from an update.
+        before, after: ``[T, 3, H, W]``, as given to and got from an update.
         settings: whose filter says what is low.
 
     Raises:
         UsageError: wrong shapes or dtypes, or a filter that does not fit into 19x19 taps.
     """
     _check(before, after)
-    drift = 255 * low_pass(luma(after) - luma(before), settings)
+    drift = 255 * low_pass(luma(_unit(after)) - luma(_unit(before)), settings)
     return LowFrequencyDrift(drift.square().mean().sqrt().item(), drift.abs().max().item())
