@@ -3,6 +3,7 @@
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import chain
@@ -19,6 +20,7 @@ from psssr_fast.errors import InputError
 from psssr_fast.loading import load_networks, resolve_device
 from psssr_fast.pipeline import Networks, memory_guard, restore_window
 from psssr_fast.resize import output_size, resize_frames
+from psssr_fast.runtime.overlap import read_ahead, write_behind
 from psssr_fast.video import (
     DEFAULT_IMAGE_RATE,
     EncoderSettings,
@@ -29,6 +31,7 @@ from psssr_fast.video import (
 )
 from psssr_fast.windows import TemporalBlender, TileBlender, stream_windows, tiles
 
+QUEUE = 8  # frames decoded in advance, and frames waiting to be encoded
 
 @dataclass(frozen=True)
 class Progress:
@@ -218,7 +221,7 @@ class Upscaler:
             allow_damaged: of a damaged or truncated input, keep what can be decoded, with
                 warnings; otherwise it is refused.
             frame_rate: frames a second of a folder of PNG frames; videos have their own times.
-            progress: called after every written frame.
+            progress: called after every frame; a few of those done may not be written yet.
 
         Raises:
             InputError, OutputError, UsageError, OutOfMemory: see :mod:`psssr_fast.errors`;
@@ -264,17 +267,19 @@ class Upscaler:
         begin, done = time.monotonic(), 0
         waiting: deque[Frame] = deque()
 
-        def planar() -> Iterator[Tensor]:
-            for frame in frames:
-                waiting.append(frame)
-                yield to_planar(frame.pixels)
+        with closing(read_ahead(frames, QUEUE)) as ahead, write_behind(write, QUEUE) as later:
 
-        for picture in self._restore(planar(), size):
-            pixels = to_bytes(picture, self.settings.released_rounding)
-            write(replace(waiting.popleft(), pixels=pixels))
-            done += 1
-            if progress is not None:
-                progress(Progress(done, total, time.monotonic() - begin))
+            def planar() -> Iterator[Tensor]:
+                for frame in ahead:
+                    waiting.append(frame)
+                    yield to_planar(frame.pixels)
+
+            for picture in self._restore(planar(), size):
+                pixels = to_bytes(picture, self.settings.released_rounding)
+                later(replace(waiting.popleft(), pixels=pixels))
+                done += 1
+                if progress is not None:
+                    progress(Progress(done, total, time.monotonic() - begin))
         return done
 
     def _restore(self, frames: Iterator[Tensor], size: tuple[int, int]) -> Iterator[Tensor]:

@@ -47,5 +47,5 @@ def fastest_dtype() -> torch.dtype:
     with torch.inference_mode():
         wide, narrow = (_seconds(_workload(dtype)) for dtype in (torch.float32, torch.bfloat16))
     chosen = torch.bfloat16 if wide > MARGIN * narrow else torch.float32
-    logger.info("bf16 is %.2f times as fast as fp32 on this CPU: using %s", wide / narrow, chosen)
+    logger.debug("bf16 is %.2f times as fast as fp32 on this CPU: using %s", wide / narrow, chosen)
     return chosen

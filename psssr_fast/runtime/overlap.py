@@ -1,6 +1,6 @@
 """Read ahead and write behind in threads of their own, with bounded queues."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from queue import Empty, Full, Queue
 from threading import Event, Thread
@@ -11,7 +11,7 @@ POLL = 0.1  # seconds between looks at whether the other side has gone away
 _END = object()
 
 
-def read_ahead(items: Iterable[Item], depth: int) -> Iterator[Item]:
+def read_ahead(items: Iterable[Item], depth: int) -> Generator[Item, None, None]:
     """Iterate over ``items`` while a thread fetches up to ``depth`` of them in advance.
 
     What ``items`` raises is raised here, after the items before it. Closing this generator, or
