@@ -33,6 +33,7 @@ from psssr_fast.windows import TemporalBlender, TileBlender, stream_windows, til
 
 QUEUE = 8  # frames decoded in advance, and frames waiting to be encoded
 
+
 @dataclass(frozen=True)
 class Progress:
     """How far a job is.
