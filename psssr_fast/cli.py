@@ -10,8 +10,10 @@ from typing import Annotated, Any
 import typer
 
 from psssr_fast import __version__
+from psssr_fast.commands.bench import bench
 from psssr_fast.commands.compare import compare
 from psssr_fast.commands.doctor import doctor
+from psssr_fast.commands.explain import explain
 from psssr_fast.commands.models import models
 from psssr_fast.commands.probe import probe
 from psssr_fast.commands.shell import (
@@ -37,9 +39,11 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(upscale)
+app.command("plan")(explain)
 app.command()(probe)
 app.command()(compare)
 app.add_typer(models)
+app.command()(bench)
 app.command()(doctor)
 
 

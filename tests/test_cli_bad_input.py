@@ -209,6 +209,13 @@ ROWS = (
         4,
     ),
     Row(
+        "too little memory allowed",
+        "upscale clip.mp4 --vram-limit 0.001",
+        "there may be 1.0 MiB (--vram-limit). Allow more, or use a smaller output or a smaller "
+        "model",
+        5,
+    ),
+    Row(
         "Ctrl-C", "upscale long.mp4", "interrupted; nothing half-written is left", 130, "interrupt"
     ),
 )

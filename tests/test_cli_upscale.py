@@ -58,6 +58,9 @@ def names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
+FP32 = ("--device", "cpu", "--dtype", "float32")
+
+
 def enlarged(frames: list[np.ndarray], height: int, width: int) -> np.ndarray:
     low = unpack_frames(torch.from_numpy(np.stack(frames)))
     return pack_frames(resize_frames(low, height, width)).numpy()
@@ -65,7 +68,7 @@ def enlarged(frames: list[np.ndarray], height: int, width: int) -> np.ndarray:
 
 def test_png_frames_in_are_png_frames_out_with_the_same_names(psssr, folder, bicubic):
     write_frames(folder / "frames")
-    done = psssr("upscale", "frames", "-o", "larger", "--model", bicubic)
+    done = psssr("upscale", "frames", "-o", "larger", "--model", bicubic, *FP32)
     assert done.code == 0, done.err
     assert names(folder / "larger") == names(folder / "frames")
     expected = enlarged(pictures(3), 144, 256)
@@ -98,7 +101,7 @@ def test_the_built_in_model_is_the_default_and_changes_the_picture(psssr, folder
 
 def test_one_line_says_what_computes(psssr, folder, bicubic):
     write_frames(folder / "frames", 1)
-    done = psssr("upscale", "frames", "--model", bicubic, "--device", "cpu", "--progress", "none")
+    done = psssr("upscale", "frames", "--model", bicubic, *FP32, "--progress", "none")
     lines = done.err.splitlines()
     assert len(lines) == 1
     for word in ("nano", "cpu", "float32", "sdpa"):
@@ -303,3 +306,17 @@ def test_a_signal_stops_it_and_leaves_nothing_half_written(folder, bicubic, numb
     assert "Traceback" not in done.err
     events = [json.loads(line)["event"] for line in done.err.splitlines()]
     assert (events[-1] == "interrupted") == (number == signal.SIGINT)
+
+
+def test_engine_can_be_named_and_is_reported(psssr, folder, bicubic):
+    write_frames(folder / "frames", 1)
+    for engine in ("fused", "plain"):
+        done = psssr(
+            "upscale", "frames", "-o", engine, "--model", bicubic, "--engine", engine, "--json"
+        )
+        assert done.code == 0, done.err
+        (result,) = json.loads(done.out)["results"]
+        assert result["engine"] == engine
+    wrong = psssr("upscale", "frames", "-o", "no", "--model", bicubic, "--engine", "turbo")
+    assert wrong.code == 2
+    assert "engine must be 'fused' or 'plain'; got 'turbo'" in wrong.err

@@ -33,7 +33,7 @@ LAYERS = (
     ("compare",),
     ("compare_picture",),
     ("upscaler",),
-    ("doctor", "training"),
+    ("benchmark", "doctor", "training"),
     ("commands",),
     ("cli",),
     ("__main__",),

@@ -1,6 +1,7 @@
 """``psssr upscale``."""
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import TYPE_CHECKING
@@ -21,6 +22,7 @@ from psssr_fast.commands.shell import (
 )
 from psssr_fast.config import FrequencyUpdate, Profile, Settings, Windows
 from psssr_fast.errors import UsageError
+from psssr_fast.runtime.planner import resized
 
 if TYPE_CHECKING:
     from psssr_fast.upscaler import Upscaler
@@ -56,19 +58,18 @@ class PictureChanges:
         frames, height, width = windows.frames, windows.height, windows.width
         if self.window is not None:
             frames, height, width = numbers("--window", self.window, "FRAMESxHEIGHTxWIDTH")
-        # Unless told otherwise, windows share what the model asks for, but no more than half.
-        shared_frames = min(windows.overlap_frames, frames // 2)
-        shared_pixels = min(windows.overlap_pixels, height // 2, width // 2)
-        if self.overlap is not None:
+        if self.overlap is None:
+            windows = resized(windows, frames, height, width)
+        else:
             shared_frames, shared_pixels = numbers("--overlap", self.overlap, "FRAMESxPIXELS")
-        windows = replace(
-            windows,
-            frames=frames,
-            height=height,
-            width=width,
-            overlap_frames=shared_frames,
-            overlap_pixels=shared_pixels,
-        )
+            windows = replace(
+                windows,
+                frames=frames,
+                height=height,
+                width=width,
+                overlap_frames=shared_frames,
+                overlap_pixels=shared_pixels,
+            )
         return replace(settings, frequency_update=update, windows=windows)
 
 
@@ -84,6 +85,37 @@ def numbers(option: str, text: str, form: str) -> tuple[int, ...]:
     ):
         raise UsageError(f"{option} must be {form}; got {text!r}")
     return tuple(int(part) for part in parts)
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Whether jobs are planned first.
+
+    Attributes:
+        limit: GiB that windows are chosen for; ``None`` leaves them as they are.
+        tell: called with every line of the plan of each job; ``None`` explains nothing.
+    """
+
+    limit: float | None = None
+    tell: Callable[[str], None] | None = None
+
+    def __post_init__(self) -> None:
+        check_limit(self.limit)
+
+    def wrap(self, upscaler: "Upscaler", choice: "ModelChoice") -> "Upscaler":
+        """The upscaler, or one that plans first."""
+        if self.limit is None and self.tell is None:
+            return upscaler
+        from psssr_fast.commands.planned import PlannedUpscaler, Wishes
+
+        wishes = Wishes(self.limit, fixed=choice.changes.window is not None)
+        return PlannedUpscaler(upscaler, choice.source, wishes, self.tell, choice.offline)
+
+
+def check_limit(gibibytes: float | None) -> None:
+    """Raise UsageError unless ``--vram-limit`` is an amount of memory."""
+    if gibibytes is not None and not 0 < gibibytes < float("inf"):
+        raise UsageError(f"--vram-limit must be a positive number of GiB; got {gibibytes:g}")
 
 
 @dataclass(frozen=True)
@@ -127,8 +159,10 @@ class ModelChoice:
     device: str
     dtype: options.Dtype
     attention: str
+    engine: str
     offline: bool
     changes: PictureChanges
+    memory: MemoryPlan = MemoryPlan()
 
     def load(self) -> "Upscaler":
         """Load it.
@@ -146,11 +180,12 @@ class ModelChoice:
             dtype=None if self.dtype is options.Dtype.AUTO else getattr(torch, self.dtype),
             profile=self.profile,
             attention=self.attention,
+            engine=self.engine,
             offline=self.offline,
         )
         # Only now are the windows known that the model is made for.
-        settings = self.changes.apply(upscaler.settings)
-        return Upscaler(upscaler.networks, settings, upscaler.model, upscaler.attention)
+        upscaler.settings = self.changes.apply(upscaler.settings)
+        return self.memory.wrap(upscaler, self)
 
 
 def upscale(
@@ -164,11 +199,13 @@ def upscale(
     device: options.Device = "auto",
     dtype: options.DtypeChoice = options.Dtype.AUTO,
     attention: options.Attention = "auto",
+    engine: options.Engine = "fused",
     offline: options.Offline = False,
     alpha: options.Alpha = None,
     fdu_filter: options.FilterChoice = None,
     window: options.Window = None,
     overlap: options.Overlap = None,
+    vram_limit: options.VramLimit = None,
     codec: options.Codec = None,
     crf: options.Crf = None,
     preset: options.Preset = None,
@@ -179,6 +216,7 @@ def upscale(
     overwrite: options.Overwrite = False,
     skip_existing: options.SkipExisting = False,
     progress: options.Progress = ProgressStyle.AUTO,
+    explain: options.Explain = False,
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> int:
@@ -186,16 +224,14 @@ def upscale(
 
     Sound, subtitles, timestamps and colours are carried over.
     """
+    console = make_progress(progress)
     changes = PictureChanges(alpha, fdu_filter, window, overlap)
-    choice = ModelChoice(model, profile, device, dtype, attention, offline, changes)
+    memory = MemoryPlan(vram_limit, console.note if explain else None)
+    choice = ModelChoice(model, profile, device, dtype, attention, engine, offline, changes, memory)
     encoder = EncoderChanges(codec, crf, preset, pixel_format, tuple(encoder_option or ()))
-    target = Target(scale, height)
-    writing = Writing(
-        target, encoder.settings(), overwrite, skip_existing, Reading(frame_rate, allow_damaged)
-    )
-    results = _run(ctx.obj, inputs, output, choice, writing, make_progress(progress))
-    _print_results(results, as_json)
-    return exit_code(results)
+    target, reading = Target(scale, height), Reading(frame_rate, allow_damaged)
+    writing = Writing(target, encoder.settings(), overwrite, skip_existing, reading)
+    return _print_results(_run(ctx.obj, inputs, output, choice, writing, console), as_json)
 
 
 def _run(
@@ -214,10 +250,12 @@ def _run(
         return Batch(writing, choice.load, shell, console).run(jobs)
 
 
-def _print_results(results: list[Result], as_json: bool) -> None:
+def _print_results(results: list[Result], as_json: bool) -> int:
+    """Print them; the exit code that they mean."""
     if as_json:
         print_document("upscale", {"results": [result.to_json() for result in results]})
-        return
+        return exit_code(results)
     for result in results:
         if result.error is None:
             print_line(str(result))
+    return exit_code(results)

@@ -115,13 +115,21 @@ Device = Annotated[
 DtypeChoice = Annotated[
     Dtype,
     typer.Option(
-        "--dtype", help="auto is bfloat16 on CUDA, float32 on the CPU.", rich_help_panel=_MODEL
+        "--dtype",
+        help="auto is bfloat16 on CUDA, and on a CPU what is faster.",
+        rich_help_panel=_MODEL,
     ),
 ]
 Attention = Annotated[
     str,
     typer.Option(
         "--attention", help="auto, or one that psssr doctor lists.", rich_help_panel=_MODEL
+    ),
+]
+Engine = Annotated[
+    str,
+    typer.Option(
+        "--engine", help="fused, or plain: slower, the reference.", rich_help_panel=_MODEL
     ),
 ]
 Offline = Annotated[
@@ -165,6 +173,27 @@ Overlap = Annotated[
         help="What neighbouring windows share.",
         show_default="the model's, at most half a window",
         rich_help_panel=_PICTURE,
+    ),
+]
+VramLimit = Annotated[
+    float | None,
+    typer.Option(
+        "--vram-limit",
+        parser=number,
+        metavar="GIB",
+        help="Use no more memory on the device (or RAM, for tensors, on the CPU): windows become "
+        "as small as that takes.",
+        show_default=False,
+        rich_help_panel=_PICTURE,
+    ),
+]
+Explain = Annotated[
+    bool,
+    typer.Option(
+        "--explain",
+        help="First say which windows are used, how much memory that needs, and why.",
+        show_default=False,
+        rich_help_panel=_PRINTED,
     ),
 ]
 Codec = Annotated[

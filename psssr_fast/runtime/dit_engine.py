@@ -121,7 +121,7 @@ class _FusedBlock(nn.Module):
         layers = (own.q, own.k, own.v)
         self.qkv_weight = _frozen(torch.cat([layer.weight for layer in layers]))
         self.qkv_bias = _frozen(torch.cat([layer.bias for layer in layers]))
-        self.self_attn = own
+        self.norm_q, self.norm_k, self.o = own.norm_q, own.norm_k, own.o
         self.ffn1, _, self.ffn2 = cast(tuple[nn.Linear, nn.GELU, nn.Linear], tuple(block.ffn))
         self.cross_attn: AttentionLayer | None = getattr(block, "cross_attn", None)
         self.norm3: nn.LayerNorm | None = getattr(block, "norm3", None)
@@ -248,11 +248,11 @@ class FusedDit(nn.Module):
         self, number: int, block: _FusedBlock, x: Tensor, grid: tuple[int, int, int]
     ) -> Tensor:
         """Self-attention over the clip, or over the windows of this block."""
-        own, heads = block.self_attn, block.heads
+        heads = block.heads
         q, k, v = F.linear(x, block.qkv_weight, block.qkv_bias).chunk(3, dim=-1)
         cos, sin = _rotary_tables(grid, self.size.dim // heads, x.device)
         q, k = qk_norm_rope(
-            q, k, own.norm_q.weight, own.norm_k.weight, cos, sin, heads, own.norm_q.eps
+            q, k, block.norm_q.weight, block.norm_k.weight, cos, sin, heads, block.eps
         )
         v = v.unflatten(-1, (heads, -1))
         if self.size.attention_window is None:
@@ -261,7 +261,7 @@ class FusedDit(nn.Module):
             shifted = number % 2 == 1
             layout = Layout.over(grid, self.size.attention_window, shifted, x.device)
             out = self._attend_in_windows(q, k, v, layout)
-        return own.o(out.flatten(-2))
+        return block.o(out.flatten(-2))
 
     def _attend_in_windows(self, q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
         """By the backend's own way with windows; on a CPU, tile by tile; else of copies of them."""
