@@ -115,15 +115,23 @@ def other_tiles(
         )
 
 
-def sweep(shapes: tuple[ConvShape, ...], device: torch.device, gemm: float) -> Rows:
-    """Time every way of every shape, cuDNN's with and without its search."""
-    rows: Rows = {}
+def sweep(
+    rows: Rows, shapes: tuple[ConvShape, ...], device: torch.device, gemm: float, output: Path
+) -> None:
+    """Time every way of every shape, cuDNN's with and without its search.
+
+    What is known is written after every shape, and a way that fails costs only itself.
+    """
     for shape in shapes:
         for name, call in ways(shape, device):
             searches = (False,) if name.startswith(OURS) or device.type != "cuda" else (False, True)
             for search in searches:
                 torch.backends.cudnn.benchmark = search
-                spent = seconds(call, device)
+                try:
+                    spent = seconds(call, device)
+                except Exception as error:
+                    print(f"{shape.name} | {name}: {error!r}", flush=True)
+                    continue
                 rate = shape.flops / spent / 1e12
                 label = f"{shape.name} | {name}{', search' if search else ''}"
                 rows[label] = {
@@ -132,7 +140,7 @@ def sweep(shapes: tuple[ConvShape, ...], device: torch.device, gemm: float) -> R
                     "of GEMM": round(rate / gemm, 3),
                 }
                 print(label, rows[label], flush=True)
-    return rows
+        output.write_text(json.dumps(rows, indent=1))
 
 
 def totals(rows: Rows, shapes: tuple[ConvShape, ...]) -> Rows:
@@ -150,7 +158,7 @@ def totals(rows: Rows, shapes: tuple[ConvShape, ...]) -> Rows:
             best["library"] += count * min(
                 ms for way, ms in times.items() if not way.startswith(OURS)
             )
-            best[OURS] += count * times[OURS]
+            best[OURS] += count * times.get(OURS, float("nan"))
         sums[f"all of one chunk, {half}"] = {f"{way} ms": round(ms, 3) for way, ms in best.items()}
     return sums
 
@@ -175,7 +183,7 @@ def main() -> None:
     gemm = gemm_rate(device)
     rows: Rows = {"8192^3 GEMM": {"TFLOP/s": round(gemm, 3)}}
     with torch.no_grad():
-        rows |= sweep(shapes, device, gemm)
+        sweep(rows, shapes, device, gemm, arguments.output)
     rows |= totals(rows, shapes)
     arguments.output.write_text(json.dumps(rows, indent=1))
 

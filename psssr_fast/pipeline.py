@@ -16,6 +16,8 @@ from psssr_fast.runtime.ranges import stage
 from psssr_fast.sampling import Transformer, base_step, draft_steps, make_schedule
 from psssr_fast.windows import crop_clip, pad_clip
 
+OUT_OF_MEMORY = ("allocate memory", "out of memory", "alloc_failed")
+
 
 @dataclass(frozen=True)
 class Networks:
@@ -91,7 +93,8 @@ def memory_guard(frames: int, height: int, width: int, device: torch.device) -> 
     try:
         yield
     except (torch.OutOfMemoryError, RuntimeError) as error:
-        if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):
+        text = str(error).lower()  # Triton, cuBLAS and CUDA itself raise plain RuntimeErrors
+        if isinstance(error, torch.OutOfMemoryError) or any(sign in text for sign in OUT_OF_MEMORY):
             raise OutOfMemory(
                 f"out of memory on a window of {frames} frames {width}x{height} on {device}. Use "
                 "smaller windows (--window FRAMESxHEIGHTxWIDTH with --overlap FRAMESxPIXELS), a "
@@ -126,7 +129,7 @@ def _decode(
     """The picture of an estimate, cropped like ``like``, RGB in [0, 1], fp32."""
     with stage("decode"):
         decoded = codec.decode(estimate, condition)[0].transpose(0, 1)
-        unit = crop_clip(decoded, like).float().clamp(-1, 1).add(1).div(2)
+        unit = crop_clip(decoded, like).float().contiguous().clamp(-1, 1).add(1).div(2)
         if settings.released_rounding:
             return unit.mul(255).floor_().div_(255)
         return unit

@@ -63,6 +63,15 @@ def _rotary_tables(
     return angles.cos().float(), angles.sin().float()
 
 
+def rotary_tables(
+    grid: tuple[int, int, int], head_dim: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Cached, but made anew while a graph is captured: those must live as long as the graph."""
+    capturing = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+    make = _rotary_tables.__wrapped__ if capturing else _rotary_tables
+    return make(grid, head_dim, device)
+
+
 def log_counts(count: int, dtype: torch.dtype) -> list[float]:
     """Numbers of ``dtype`` whose exponentials add up to ``count``, to one part in 1e5.
 
@@ -215,6 +224,7 @@ class FusedDit(nn.Module):
         patches = self.patch_embedding(latents)
         grid = (patches.shape[2], patches.shape[3], patches.shape[4])
         x = patches.flatten(2).transpose(1, 2).contiguous()
+        tables = rotary_tables(grid, self.size.dim // self.size.heads, x.device)
         kept = []
         for number, block in enumerate(self._blocks):
             if self.draft:
@@ -222,7 +232,7 @@ class FusedDit(nn.Module):
                 x = feature_project(x, weight, features[number])
             elif number in self.size.kept_blocks:
                 kept.append(x)
-            x = self._block(number, block, x, index, grid)
+            x = self._block(number, block, x, index, grid, tables)
         shift, scale = self.head_modulation[index].expand(len(x), -1, -1).unbind(1)
         out = self.head(norm_modulate(x, shift, scale, self.size.eps))
         return DitOutput(unpatchify(out, grid, self.size), tuple(kept))
@@ -234,23 +244,29 @@ class FusedDit(nn.Module):
         x: Tensor,
         index: int,
         grid: tuple[int, int, int],
+        tables: tuple[Tensor, Tensor],
     ) -> Tensor:
         modulation = block.modulation[index].expand(len(x), -1, -1)
         shift1, scale1, gate1, shift2, scale2, gate2 = modulation.unbind(1)
         hidden = norm_modulate(x, shift1, scale1, block.eps)
-        x = gated_add(x, self._attend(number, block, hidden, grid), gate1)
+        x = gated_add(x, self._attend(number, block, hidden, grid, tables), gate1)
         if self.prompt is not None:
             x = x + self._cross(number, block, x, self.prompt)
         hidden = linear_gelu(norm_modulate(x, shift2, scale2, block.eps), block.ffn1)
         return gated_add(x, block.ffn2(hidden), gate2)
 
     def _attend(
-        self, number: int, block: _FusedBlock, x: Tensor, grid: tuple[int, int, int]
+        self,
+        number: int,
+        block: _FusedBlock,
+        x: Tensor,
+        grid: tuple[int, int, int],
+        tables: tuple[Tensor, Tensor],
     ) -> Tensor:
         """Self-attention over the clip, or over the windows of this block."""
         heads = block.heads
         q, k, v = F.linear(x, block.qkv_weight, block.qkv_bias).chunk(3, dim=-1)
-        cos, sin = _rotary_tables(grid, self.size.dim // heads, x.device)
+        cos, sin = tables
         q, k = qk_norm_rope(
             q, k, block.norm_q.weight, block.norm_k.weight, cos, sin, heads, block.eps
         )
