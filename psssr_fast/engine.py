@@ -1,4 +1,4 @@
-"""Turn a model's networks into an engine: the same function, rounding apart, much faster on a GPU.
+"""Turn a model's networks into an engine: the same function, rounding apart, built for GPUs.
 
 The plain networks of ``models/`` are the reference, and what training uses. The engine takes their
 weights, merges and folds what it can, runs the kernels of ``ops/`` and replays CUDA graphs.

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from psssr_fast.config import Sampling
 from psssr_fast.models.dit import DitOutput
+from psssr_fast.ops.flow_step import flow_step, flow_step_ref
 
 TRAIN_STEPS = 1000  # timesteps of the flow-matching scheduler the model was trained with
 SHIFT = 5.0  # its time shift: sigma = shift s / (1 + (shift - 1) s)
@@ -134,8 +135,7 @@ def draft_steps(
 
 
 def _advance(latents: Tensor, velocity: Tensor, sigma: float, sigma_next: float) -> Step:
-    return Step(
-        velocity,
-        estimate=latents - sigma * velocity,
-        next_latents=latents - (sigma - sigma_next) * velocity,
-    )
+    trains = torch.is_grad_enabled() and (latents.requires_grad or velocity.requires_grad)
+    step = flow_step_ref if trains else flow_step  # kernels have no gradient
+    estimate, next_latents = step(latents, velocity, sigma, sigma_next)
+    return Step(velocity, estimate, next_latents)

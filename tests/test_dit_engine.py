@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from psssr_fast.errors import UsageError
 from psssr_fast.models.dit import Dit
 from psssr_fast.models.sizes import NANO, DitSize
 from psssr_fast.runtime.dit_engine import FusedDit, distinct_tokens, linear_gelu, log_counts
@@ -123,7 +124,7 @@ def test_weights_are_shared_with_the_plain_transformer_except_merged_ones():
     assert fused.blocks[0].qkv_weight.shape == (3 * 96, 96)
 
 
-def test_unknown_timestep_is_our_mistake():
+def test_a_timestep_it_was_not_made_for_is_refused():
     fused = FusedDit(Dit(WAN).eval().requires_grad_(False), TIMES, prompt(3, 8))
-    with pytest.raises(ValueError, match="not in tuple"):
+    with pytest.raises(UsageError, match=r"made for timesteps .*; got 123; make a new Upscaler"):
         fused.step(torch.randn(1, 32, 1, 2, 2), 123.0)

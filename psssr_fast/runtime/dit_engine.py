@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from psssr_fast.errors import UsageError
 from psssr_fast.models.attention_windows import Layout
 from psssr_fast.models.dit import (
     AttentionLayer,
@@ -218,8 +219,16 @@ class FusedDit(nn.Module):
             timestep: one of those given to the constructor.
             context: not used; the prompt was given to the constructor.
             features: for a draft, from :meth:`prepare_features`.
+
+        Raises:
+            UsageError: it was made for other timesteps.
         """
         assert len(features) == len(self._joins)
+        if timestep not in self.timesteps:
+            raise UsageError(
+                f"this engine was made for timesteps {self.timesteps}; got {timestep:g}; make a "
+                "new Upscaler with these settings, or one with engine='plain'"
+            )
         index = self.timesteps.index(timestep)
         patches = self.patch_embedding(latents)
         grid = (patches.shape[2], patches.shape[3], patches.shape[4])
