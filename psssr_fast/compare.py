@@ -19,6 +19,7 @@ from psssr_fast.errors import InputError, UsageError
 from psssr_fast.ops.pixel_format import pack_frames, unpack_frames
 from psssr_fast.resize import resize_frames
 from psssr_fast.video import VideoInfo, open_reader, probe
+from psssr_fast.video.deep import to_8_bits
 
 Pixels = NDArray[np.uint8]
 
@@ -226,7 +227,7 @@ def _pairs(infos: tuple[VideoInfo, VideoInfo]) -> Iterator[tuple[Pixels, Pixels]
     with ExitStack() as stack:
         a, b = (stack.enter_context(open_reader(info.path)) for info in infos)
         for frame_a, frame_b in zip(a, b, strict=False):
-            yield frame_a.pixels, frame_b.pixels
+            yield to_8_bits(frame_a.pixels), to_8_bits(frame_b.pixels)
 
 
 def _enlarge(pixels: Pixels, size: tuple[int, int]) -> Pixels:

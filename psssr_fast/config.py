@@ -61,8 +61,8 @@ class FrequencyUpdate:
         strength: alpha, the weight of the high frequencies.
         alpha_mode: ``"lerp"``: Y' = Y + alpha w (H_sharp - H_consistent);
             ``"literal"``: Y' = L + alpha (w H_sharp + (1 - w) H_consistent), equation 14.
-        filter: ``"spatial19"``, a 19x19 kernel that does not depend on the window, or ``"fft"``,
-            the release's circular filter.
+        filter: ``"spatial19"``, a 19x19 kernel that does not depend on the window, ``"fft"``,
+            the release's circular filter, or ``"none"``: no update, the draft's picture as it is.
         border: pixels at each edge where the base's luma is kept (the release keeps 2, to hide
             the wrap-around of its circular filter).
         iterate: ``True`` updates after every draft step (paper), ``False`` once with the last.
@@ -74,7 +74,7 @@ class FrequencyUpdate:
     order: int = 2
     strength: float = 1.0
     alpha_mode: Literal["lerp", "literal"] = "lerp"
-    filter: Literal["spatial19", "fft"] = "spatial19"
+    filter: Literal["spatial19", "fft", "none"] = "spatial19"
     border: int = 0
     iterate: bool = False
     strict: bool = False
@@ -91,8 +91,8 @@ class FrequencyUpdate:
             f"alpha_mode must be 'lerp' or 'literal'; got {self.alpha_mode!r}",
         )
         _require(
-            self.filter in ("spatial19", "fft"),
-            f"filter must be 'spatial19' or 'fft'; got {self.filter!r}",
+            self.filter in ("spatial19", "fft", "none"),
+            f"filter must be 'spatial19', 'fft' or 'none'; got {self.filter!r}",
         )
         _require(self.border >= 0, f"border must not be negative; got {self.border}")
 
@@ -135,6 +135,27 @@ class Windows:
 
 
 @dataclass(frozen=True)
+class SceneCuts:
+    """Where windows in time start anew, so that nothing is blended across a cut.
+
+    Attributes:
+        detector: ``"auto"`` is the built-in detector of :mod:`psssr_fast.scenes`;
+            ``"scenedetect"`` is PySceneDetect's adaptive one; ``"off"`` takes all for one scene.
+        threshold: least change that can be a cut, as a share of the range of brightness.
+    """
+
+    detector: Literal["auto", "scenedetect", "off"] = "auto"
+    threshold: float = 0.08
+
+    def __post_init__(self) -> None:
+        _require(
+            self.detector in ("auto", "scenedetect", "off"),
+            f"detector must be 'auto', 'scenedetect' or 'off'; got {self.detector!r}",
+        )
+        _require(0 < self.threshold < 1, f"threshold must lie in (0, 1); got {self.threshold}")
+
+
+@dataclass(frozen=True)
 class Settings:
     """Everything that decides the picture.
 
@@ -147,6 +168,7 @@ class Settings:
     sampling: Sampling = field(default_factory=Sampling)
     windows: Windows = field(default_factory=Windows)
     frequency_update: FrequencyUpdate = field(default_factory=FrequencyUpdate)
+    scenes: SceneCuts = field(default_factory=SceneCuts)
     resize: Literal["bicubic", "bilinear", "area"] = "bicubic"
     released_rounding: bool = False
 

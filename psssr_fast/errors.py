@@ -26,6 +26,18 @@ class InputError(PsssrError, ValueError):
     exit_code = 3
 
 
+class NotFinite(InputError):
+    """The networks gave NaN or infinity for a part of the input.
+
+    Attributes:
+        frames: which, counted from the start of what was given.
+    """
+
+    def __init__(self, message: str, frames: tuple[int, ...] = ()) -> None:
+        super().__init__(message)
+        self.frames = frames
+
+
 class ModelError(PsssrError, ValueError):
     """A checkpoint is missing, damaged, unsafe, or not of the expected shape."""
 

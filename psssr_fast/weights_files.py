@@ -24,17 +24,22 @@ from psssr_fast.errors import ModelError, OutputError
 Shape = tuple[int, ...]
 
 FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")  # what a weight may be stored as
-MAX_HEADER = 16 * 2**20  # bytes; the header of 1,000 tensors is 0.1 MB
+# Bytes. The header of 1,000 tensors is 0.1 MB, and Python objects take up to 25 times as many.
+MAX_HEADER = 4 * 2**20
 MAX_TENSORS = 10_000
 MAX_DIMENSION = 2**20  # keeps the arithmetic on a hostile header small
-MAX_JSON = 16 * 2**20  # bytes of an index or config file
+MAX_JSON = MAX_HEADER  # of an index or config file
 MAX_DEPTH = 2  # folders below the given one
-PICKLE_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".pkl")
+PICKLE_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".pkl", ".pickle", ".joblib")
 
 _PICKLE_ADVICE = "nothing of it was executed; make a safetensors file: psssr models convert"
 _SIGNATURES = (
     ((b"PK\x03\x04", b"PK\x05\x06"), f"a zip archive, as PyTorch pickles are; {_PICKLE_ADVICE}"),
     (tuple(bytes([0x80, n]) for n in range(1, 6)), f"a Python pickle; {_PICKLE_ADVICE}"),
+    (
+        (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"\x04\x22\x4d\x18", b"\x78\x9c"),
+        f"a compressed file, as joblib's pickles may be; {_PICKLE_ADVICE}",
+    ),
     ((b"version https://git-lfs",), "a Git LFS pointer without the weights; run: git lfs pull"),
     ((b"<!DOCTYPE", b"<!doctype", b"<html"), "a web page; download the file itself"),
 )

@@ -15,7 +15,15 @@ from torch import Tensor
 from psssr_fast.errors import ModelError
 from psssr_fast.models.prompt import PROMPT_KEY, TEXT_LENGTH
 from psssr_fast.models.sizes import SIZES, WAN_1_3B, ModelSize, kept_blocks, resized
-from psssr_fast.weights_files import Shape, WeightFile, check_tensor, read_json, read_tensors, shown
+from psssr_fast.weights_files import (
+    MAX_DIMENSION,
+    Shape,
+    WeightFile,
+    check_tensor,
+    read_json,
+    read_tensors,
+    shown,
+)
 from psssr_fast.weights_layout import (
     codec_shapes,
     count_blocks,
@@ -251,8 +259,11 @@ def _heads(foundation: Part, source: Path) -> int | None:
     """The number of heads that a configuration gives."""
     names = ("num_heads", "num_attention_heads")
     heads, path = _configured(names, (foundation.file.path.parent, source))
-    if heads is not None and (type(heads) is not int or heads < 1):
-        raise ModelError(f"{shown(path)}: num_heads is {shown(heads)}; needed a whole number")
+    if heads is not None and (type(heads) is not int or not 1 <= heads <= MAX_DIMENSION):
+        raise ModelError(
+            f"{shown(path)}: num_heads is {shown(heads)}; needed a whole number, 1 to"
+            f" {MAX_DIMENSION}"
+        )
     return heads
 
 

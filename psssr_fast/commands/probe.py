@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from psssr_fast.commands.guard import DEFAULT_GUARD, Guard, guarded
 from psssr_fast.commands.shell import (
     OK,
     SOME_FAILED,
@@ -25,8 +26,13 @@ Files = Annotated[
 ]
 
 
+@guarded
 def probe(
-    ctx: typer.Context, files: Files, as_json: JsonOption = False, debug: DebugOption = False
+    ctx: typer.Context,
+    files: Files,
+    guard: Guard = DEFAULT_GUARD,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
 ) -> int:
     """Show what is in a video: size, frames, codec, colours, sound."""
     from psssr_fast.video import probe as probe_video
@@ -36,7 +42,7 @@ def probe(
     failures: list[PsssrError] = []
     for path in files:
         try:
-            info = probe_video(path)
+            info = probe_video(path, limits=guard.limits, sandbox=guard.sandbox)
         except PsssrError as error:
             failures.append(shell.report(error))
             found.append({"path": path, "error": str(error)})
@@ -65,11 +71,15 @@ def fields(info: "VideoInfo") -> dict[str, str | None]:
         "duration": None if info.duration_s is None else f"{info.duration_s:.3f} s",
         "container": info.container,
         "codec": info.codec,
-        "format": f"{info.pixel_format}, {info.bit_depth} bits",
+        "format": f"{info.pixel_format}, {info.bit_depth} bits{', alpha' if info.alpha else ''}",
         "colours": _colors(info),
+        "HDR": _hdr(info),
         "interlaced": "yes" if info.interlaced else None,
         "audio": "; ".join(map(_stream, info.audio)) or "none",
         "subtitles": "; ".join(map(_stream, info.subtitles)) or None,
+        "chapters": str(info.chapters) if info.chapters else None,
+        "attachments": ", ".join(info.attachments) or None,
+        "data": "; ".join(map(_stream, info.data)) or None,
         "warnings": "; ".join(info.warnings) or None,
     }
 
@@ -81,6 +91,22 @@ def _colors(info: "VideoInfo") -> str:
     guesses = [used[name] for name in ("matrix", "range") if f"{name} {used[name]}" not in said]
     text = ", ".join(said) or "not tagged"
     return f"{text} (taken as {', '.join(guesses)})" if guesses else text
+
+
+def _hdr(info: "VideoInfo") -> str | None:
+    """The transfer, if it is one of HDR, and what the file says of brightness."""
+    from psssr_fast.video.hdr import HDR_NAMES
+
+    name, display, light = (
+        HDR_NAMES.get(info.color.transfer), info.mastering_display, info.light_level
+    )  # fmt: skip
+    parts = [name] if name else []
+    if display is not None:
+        low, high = float(display.min_luminance), float(display.max_luminance)
+        parts.append(f"mastered on {low:g} to {high:g} cd/m2")
+    if light is not None:
+        parts.append(f"content up to {light.max_content} cd/m2, frames {light.max_average}")
+    return ", ".join(parts) or None
 
 
 def _stream(stream: "StreamInfo") -> str:

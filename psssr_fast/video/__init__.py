@@ -2,14 +2,17 @@
 
 from psssr_fast.video.encoder import EncoderSettings
 from psssr_fast.video.info import ColorTags, Frame, Reader, StreamInfo, VideoInfo, Writer
+from psssr_fast.video.limits import DEFAULT_LIMITS, Limits
 from psssr_fast.video.reader import DEFAULT_IMAGE_RATE, open_reader, probe
 from psssr_fast.video.writer import check_output, is_image_output, open_writer
 
 __all__ = [
     "DEFAULT_IMAGE_RATE",
+    "DEFAULT_LIMITS",
     "ColorTags",
     "EncoderSettings",
     "Frame",
+    "Limits",
     "Reader",
     "StreamInfo",
     "VideoInfo",

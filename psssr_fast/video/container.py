@@ -3,33 +3,37 @@
 import functools
 import os
 import struct
+from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar, cast
 
 import av
 from av.container import InputContainer
-from av.stream import Disposition
+from av.packet import Packet
+from av.stream import Disposition, Stream
 from av.video.stream import VideoStream
 
 from psssr_fast.errors import InputError
-
-MAX_PIXELS = 15360 * 8640  # a frame larger than 16K UHD is an attack or a mistake
+from psssr_fast.video.limits import DEFAULT_LIMITS, Limits, declared_metadata, texts_size
 
 # Demuxers that follow references to other files or hosts, show text as video, or are devices.
 _REFUSED_DEMUXERS = frozenset(
     {
-        "concat", "dash", "hls", "imf", "rtp", "rtsp", "sap", "sdp", "webm_dash_manifest",
+        "concat", "dash", "hls", "imf", "mlv", "vobsub", "webm_dash_manifest",
+        "rtp", "rtsp", "sap", "sdp",
         "adf", "bin", "idf", "tty", "xbin", "data", "ffmetadata",
         "alsa", "fbdev", "kmsgrab", "lavfi", "oss", "video4linux2,v4l2", "x11grab",
     }
 )  # fmt: skip
+_AnyStream = TypeVar("_AnyStream", bound=Stream)
 _REMEDY = "Give a file that ffmpeg can read, or a folder of PNG frames."
 _EBML, _SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
 
 
 @functools.cache
-def _allowed_demuxers() -> str:
-    return ",".join(sorted(av.formats_available - _REFUSED_DEMUXERS))
+def _allowed_demuxers(planar: bool) -> str:
+    refused = _REFUSED_DEMUXERS | ({"image2"} if planar else set())
+    return ",".join(sorted(av.formats_available - refused))
 
 
 def check_readable(path: str | Path) -> Path:
@@ -56,22 +60,51 @@ def check_readable(path: str | Path) -> Path:
     return file
 
 
-def open_media(path: Path) -> InputContainer:
-    """Open a local media file: only files, no playlists, no devices, no text.
+def open_media(path: Path, limits: Limits = DEFAULT_LIMITS) -> InputContainer:
+    """Open a local media file: only that file, no playlists, no devices, no text.
 
     Raises:
-        InputError: FFmpeg cannot open it, or it is of a refused kind.
+        InputError: FFmpeg cannot open it, or it is of a refused kind, or beyond the limits.
     """
-    options = {"protocol_whitelist": "file", "format_whitelist": _allowed_demuxers()}
+    limits.check_png(path)  # with the numbers; FFmpeg would only say that they are wrong
+    limits.check_metadata(path, declared_metadata(path))
+    container = _open(path, limits)
     try:
-        # An absolute path cannot be taken for a protocol such as "concat:".
+        limits.check_streams(path, len(container.streams))
+        tables = [container.metadata, *(stream.metadata for stream in container.streams)]
+        tables += [chapter["metadata"] for chapter in container.chapters()]
+        limits.check_metadata(path, texts_size(tables))
+    except BaseException:
+        container.close()
+        raise
+    return container
+
+
+def _open(path: Path, limits: Limits) -> InputContainer:
+    options = {
+        "protocol_whitelist": "file",
+        # Of a picture a.Y, image2 would take the colours from a.U and a.V.
+        "format_whitelist": _allowed_demuxers(path.suffix.lower() == ".y"),
+        "pattern_type": "none",  # "%d" in the name of a picture stands for no other pictures
+        **limits.container_options(),
+    }
+    try:
         return av.open(
-            os.path.abspath(path), "r", container_options=options, metadata_errors="replace"
+            os.path.abspath(path),  # which cannot be taken for a protocol such as "concat:"
+            "r",
+            options=limits.decoder_options(),
+            container_options=options,
+            metadata_errors="replace",
         )
     except av.error.ArgumentError as error:
         # What FFmpeg answers for a demuxer or protocol that is not on its whitelist.
         raise InputError(
             f"{path}: not a video: text, playlists and devices are not read. {_REMEDY}"
+        ) from error
+    except av.error.MemoryError as error:  # what FFmpeg answers for a stream too many, too
+        raise InputError(
+            f"{path}: cannot be opened: more than {limits.max_streams} streams, or it asks for "
+            "more memory than there is. Get another copy."
         ) from error
     except av.FFmpegError as error:
         missing = missing_bytes(path)
@@ -83,29 +116,43 @@ def open_media(path: Path) -> InputContainer:
         raise InputError(f"{path}: not a video: {error.strerror}. {_REMEDY}") from error
 
 
-def choose_stream(container: InputContainer, path: Path) -> VideoStream:
-    """The first video stream that is not a cover picture, with a limit on its frame size set.
+def choose_stream(
+    container: InputContainer, path: Path, limits: Limits | None = None
+) -> VideoStream:
+    """The video stream that is meant to be seen; with limits, ready to be decoded.
+
+    Of those that are no cover pictures the first that the file calls its default, or the first.
 
     Raises:
         InputError: there is none, FFmpeg has no decoder for it, or its frames are too large.
     """
-    covers = 0
-    for stream in container.streams.video:
-        if stream.disposition & Disposition.attached_pic:
-            covers += 1
-            continue
-        if stream.codec_context is None:
-            raise InputError(f"{path}: FFmpeg has no decoder for its video. Convert it first.")
-        width, height = stream.codec_context.width, stream.codec_context.height
-        if width * height > MAX_PIXELS:
-            raise InputError(
-                f"{path}: frames of {width}x{height} are too large: need at most {MAX_PIXELS} "
-                "pixels. Scale or cut the video first."
-            )
-        stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}  # for frames that differ
-        return stream
-    found = "only a cover picture" if covers else f"{len(container.streams.audio)} audio stream(s)"
-    raise InputError(f"{path}: no video stream; found {found}. {_REMEDY}")
+    all_of_them = container.streams.video
+    videos = [item for item in all_of_them if not item.disposition & Disposition.attached_pic]
+    if not videos:
+        sounds = f"{len(container.streams.audio)} audio stream(s)"
+        found = "only a cover picture" if all_of_them else sounds
+        raise InputError(f"{path}: no video stream; found {found}. {_REMEDY}")
+    stream = next((item for item in videos if item.disposition & Disposition.default), videos[0])
+    if stream.codec_context is None:
+        raise InputError(f"{path}: FFmpeg has no decoder for its video. Convert it first.")
+    if limits is not None:
+        limits.check_size(path, stream.codec_context.width, stream.codec_context.height)
+        stream.codec_context.options = limits.decoder_options()  # for frames that differ
+    return stream
+
+
+def demux(container: InputContainer, *streams: _AnyStream) -> "Iterator[Packet[_AnyStream]]":
+    """The packets of some streams, and at the end an empty one for each.
+
+    Raises:
+        av.FFmpegError: the file cannot be read further.
+    """
+    try:
+        yield from cast("Iterator[Packet[_AnyStream]]", container.demux(*streams))
+    except IndexError:
+        # PyAV at the end of a file, where it comes to streams that began somewhere inside. The
+        # ones that were asked for are behind it.
+        return
 
 
 def missing_bytes(path: Path) -> int:
@@ -155,7 +202,7 @@ def _missing_from_riff(file: BinaryIO, size: int) -> int:
 def _missing_from_matroska(file: BinaryIO, size: int) -> int:
     file.seek(4)
     header = _ebml_size(file)
-    if header is None:
+    if header is None or header > size:
         return 0
     file.seek(header, os.SEEK_CUR)
     if file.read(4) != _SEGMENT:

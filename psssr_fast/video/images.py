@@ -7,17 +7,21 @@ from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import av
 import numpy as np
 from av.video.codeccontext import VideoCodecContext
+from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
 from psssr_fast.errors import InputError, OutputError, UsageError
-from psssr_fast.video.color import PixelConverter, has_alpha, resolve, tags_of
-from psssr_fast.video.container import MAX_PIXELS, check_readable
+from psssr_fast.video.alpha import alpha_of
+from psssr_fast.video.color import PixelConverter, resolve, tags_of
+from psssr_fast.video.container import check_readable
 from psssr_fast.video.info import Frame, VideoInfo
+from psssr_fast.video.limits import DEFAULT_LIMITS, Limits
+from psssr_fast.video.watch import lost_with
 
 _PATTERN = re.compile(r"%(?:0(\d))?d")
 _DIGITS = re.compile(r"(\d+)")
@@ -75,12 +79,13 @@ def _list_pattern(pattern: Path) -> list[Path]:
     return [found[number] for number in sorted(found)]
 
 
-def _decode_png(file: Path) -> av.VideoFrame:
+def _decode_png(file: Path, limits: Limits) -> av.VideoFrame:
     # A new decoder for each file: one that goes on takes a file for changes to the last picture.
     context = VideoCodecContext.create("png", "r")
     context.thread_count = 1
-    context.options = {"err_detect": "crccheck", "max_pixels": str(MAX_PIXELS)}
+    context.options = {"err_detect": "crccheck", **limits.decoder_options()}
     reason = "it holds no picture"
+    limits.check_png(file)
     try:
         pictures = context.decode(av.Packet(file.read_bytes()))
         if pictures and not pictures[0].is_corrupt:
@@ -92,20 +97,27 @@ def _decode_png(file: Path) -> av.VideoFrame:
     raise InputError(f"{file}: not a PNG picture: {reason}. Replace it.")
 
 
-def probe_images(path: str | Path, frame_rate: Fraction) -> VideoInfo:
+def probe_images(
+    path: str | Path, frame_rate: Fraction, limits: Limits = DEFAULT_LIMITS
+) -> VideoInfo:
     """Describe a folder of PNG frames by its first picture.
 
     Raises:
-        InputError: there are no PNG files, or the first cannot be decoded.
+        InputError: there are no PNG files, the first cannot be decoded, or they are beyond the
+            limits.
     """
-    return _describe(Path(path), list_images(path), frame_rate)
+    return _describe(Path(path), list_images(path), frame_rate, limits)
 
 
-def _describe(path: Path, files: list[Path], frame_rate: Fraction) -> VideoInfo:
+def _describe(path: Path, files: list[Path], frame_rate: Fraction, limits: Limits) -> VideoInfo:
     if frame_rate <= 0:
         raise UsageError(f"frame rate must be above 0; got {frame_rate}")
-    first = _decode_png(files[0])
+    limits.check_frames(path, len(files))
+    limits.check_duration(path, float(len(files) / frame_rate))
+    first = _decode_png(files[0], limits)
     tags = tags_of(first)
+    bits, alpha = _depth_and_alpha(files)
+    see_through = alpha_of(first, False, VideoReformatter()) is not None
     return VideoInfo(
         path=path,
         kind="images",
@@ -123,20 +135,25 @@ def _describe(path: Path, files: list[Path], frame_rate: Fraction) -> VideoInfo:
         container="png",
         codec="png",
         pixel_format=first.format.name,
-        bit_depth=max(component.bits for component in first.format.components),
+        bit_depth=bits,
         color=tags,
         color_used=resolve(tags, "rgb24", first.height, "png"),
-        warnings=tuple(_losses(first)),
+        alpha=alpha or see_through,
+        warnings=tuple(lost_with(first)),
     )
 
 
-def _losses(picture: av.VideoFrame) -> list[str]:
-    notes = []
-    if has_alpha(picture.format.name) and not picture.format.has_palette:
-        notes.append("the alpha channel is dropped")
-    if max(component.bits for component in picture.format.components) > 8:
-        notes.append("16-bit pictures are processed as 8-bit RGB")
-    return notes
+def _depth_and_alpha(files: list[Path]) -> tuple[int, bool]:
+    """Bits of the deepest picture, 8 or 16, and whether any has an alpha channel (a palette's
+    transparency left aside): what the headers say (PNG specification, 11.2.1)."""
+    bits, alpha = 8, False
+    for file in files:
+        with file.open("rb") as stream:
+            start = stream.read(26)
+        if len(start) == 26 and start[12:16] == b"IHDR":
+            bits = max(bits, start[24])
+            alpha = alpha or start[25] in (4, 6)
+    return min(bits, 16), alpha
 
 
 class ImageReader:
@@ -146,14 +163,22 @@ class ImageReader:
         path: a folder, or a pattern such as ``frames/%06d.png``.
         frame_rate: frames a second.
         allow_damaged: leave out pictures that cannot be decoded, with a warning.
+        limits: on their number and size.
 
     Raises:
         InputError: as :func:`psssr_fast.video.probe`.
     """
 
-    def __init__(self, path: str | Path, frame_rate: Fraction, allow_damaged: bool = False) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        frame_rate: Fraction,
+        allow_damaged: bool = False,
+        limits: Limits = DEFAULT_LIMITS,
+    ) -> None:
         self._files = list_images(path)
-        self.info = _describe(Path(path), self._files, frame_rate)
+        self._limits = limits
+        self.info = _describe(Path(path), self._files, frame_rate, limits)
         self._allow_damaged = allow_damaged
         self._notes: dict[str, None] = {}
 
@@ -176,16 +201,15 @@ class ImageReader:
     def __iter__(self) -> Iterator[Frame]:
         for index, file in enumerate(self._files):
             try:
-                picture = _decode_png(file)
+                picture = _decode_png(file, self._limits)
             except InputError as error:
                 if not self._allow_damaged:
                     raise
                 self._notes[f"left out: {error}"] = None
                 continue
-            self._notes.update(dict.fromkeys(_losses(picture)))
-            yield Frame(pixels=self._pixels(picture, file), pts=index, duration=1, name=file.name)
+            yield self._frame(picture, file, index)
 
-    def _pixels(self, picture: av.VideoFrame, file: Path) -> NDArray[np.uint8]:
+    def _frame(self, picture: av.VideoFrame, file: Path, index: int) -> Frame:
         size = (picture.width, picture.height)
         if size != (self.info.width, self.info.height):
             raise InputError(
@@ -193,30 +217,50 @@ class ImageReader:
                 f"{self.info.width}x{self.info.height}; all frames must have one size."
             )
         tags = resolve(self.info.color, picture.format.name, picture.height, "png")
-        return PixelConverter(tags, "png").to_rgb(picture)
+        convert, deep = PixelConverter(tags, "png"), self.info.bit_depth > 8
+        return Frame(
+            pixels=convert.to_words(picture) if deep else convert.to_rgb(picture),
+            pts=index,
+            duration=1,
+            name=file.name,
+            alpha=convert.alpha_of(picture, deep),
+        )
 
 
 class ImageWriter:
     """Writes frames as PNG files into a folder, each under its own name, each atomically.
 
-    Frames written before a failure stay: they are complete files.
+    Frames written before a failure stay: they are complete files. Frames of 16 bits become PNG of
+    16 bits, frames with alpha PNG with alpha.
 
     Args:
         folder: made if it does not exist; its parent must.
         width, height: of every frame, pixels.
         overwrite: replace files of the same names.
+        source: the input, whose primaries and transfer go into files of 16 bits.
     """
 
-    def __init__(self, folder: Path, width: int, height: int, overwrite: bool) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        width: int,
+        height: int,
+        overwrite: bool,
+        source: VideoInfo | None = None,
+    ) -> None:
         self._folder = folder
         self._size = (height, width)
         self._overwrite = overwrite
-        self._context: VideoCodecContext | None = None
+        self._source = source
+        self._contexts: dict[str, VideoCodecContext] = {}
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """Always empty: PNG frames carry neither sound nor times, and nobody expects them to."""
-        return ()
+        """What of the picture is lost; that PNG frames carry no sound and no times is expected."""
+        source = self._source
+        if source is None or not (source.mastering_display or source.light_level):
+            return ()
+        return ("mastering display and light level are dropped: PNG frames do not store them",)
 
     def __enter__(self) -> Self:
         try:
@@ -253,7 +297,7 @@ class ImageWriter:
             )
         temporary = target.with_name(f".{target.stem[:60]}.partial-{os.getpid()}.png")
         try:
-            temporary.write_bytes(self._encode(frame.pixels))
+            temporary.write_bytes(self._encode(frame))
             os.replace(temporary, target)
         except OSError as error:
             raise OutputError(f"{target}: cannot be written: {error.strerror}") from error
@@ -261,13 +305,27 @@ class ImageWriter:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
 
-    def _encode(self, pixels: NDArray[np.uint8]) -> bytes:
-        if self._context is None:
-            self._context = VideoCodecContext.create("png", "w")
-            self._context.height, self._context.width = self._size
-            self._context.pix_fmt = "rgb24"
-            self._context.time_base = Fraction(1, 25)
-            self._context.thread_count = 1
-            self._context.options = {"pred": "up", "compression_level": "3"}
-        picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
-        return b"".join(bytes(packet) for packet in self._context.encode(picture))
+    def _encode(self, frame: Frame) -> bytes:
+        deep = frame.pixels.dtype == np.uint16
+        pixels: NDArray[Any] = frame.pixels
+        if frame.alpha is None:
+            name = "rgb48be" if deep else "rgb24"
+        else:
+            name = "rgba64be" if deep else "rgba"
+            pixels = np.concatenate([pixels, frame.alpha[..., None]], axis=-1)
+        picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format=name)
+        if deep and self._source is not None:
+            tags = self._source.color
+            picture.color_primaries, picture.color_trc = tags.primaries, tags.transfer
+        return b"".join(bytes(packet) for packet in self._context(name).encode(picture))
+
+    def _context(self, pixel_format: str) -> VideoCodecContext:
+        if pixel_format not in self._contexts:
+            context = VideoCodecContext.create("png", "w")
+            context.height, context.width = self._size
+            context.pix_fmt = pixel_format
+            context.time_base = Fraction(1, 25)
+            context.thread_count = 1
+            context.options = {"pred": "up", "compression_level": "3"}
+            self._contexts[pixel_format] = context
+        return self._contexts[pixel_format]

@@ -8,8 +8,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Protocol, Self
 
-import numpy as np
-from numpy.typing import NDArray
+from psssr_fast.video.alpha import enlarge_alpha
+from psssr_fast.video.deep import Values
+from psssr_fast.video.hdr import LightLevel, MasteringDisplay
 
 UNKNOWN = 2  # "unspecified" in all three tables of ISO/IEC 23091-2 (H.273)
 
@@ -56,7 +57,7 @@ class ColorTags:
 
 @dataclass(frozen=True)
 class StreamInfo:
-    """One audio or subtitle stream.
+    """One audio, subtitle or data stream.
 
     Attributes:
         index: its number in the file.
@@ -90,12 +91,18 @@ class VideoInfo:
         time_base: seconds a tick of :attr:`Frame.pts`.
         start_time: presentation time of the first frame, seconds.
         end_time: when the last frame stops being shown, seconds; ``None`` if no index says it.
-        bit_depth: bits of a component as stored; frames are always read as 8 bits.
+        bit_depth: bits of a component as stored; above 8, frames are read as 16 bits.
         color: the tags as the file has them.
         color_used: the tags that frames are decoded with: ``color``, with the blanks filled by
             :func:`psssr_fast.video.color.resolve`.
         rotation: degrees that the stored picture is turned clockwise to be shown.
         sample_aspect_ratio: width over height of a pixel as shown.
+        interlaced: whether its frames are made of two fields.
+        alpha: whether it has an alpha plane.
+        mastering_display, light_level: what an HDR video says of itself.
+        chapters: how many.
+        attachments: names of the files in the file: fonts, cover pictures.
+        data: timecodes, subtitles for machines, and what else is in streams of its own.
         warnings: what a user should know, one line each.
     """
 
@@ -121,8 +128,14 @@ class VideoInfo:
     rotation: int = 0
     sample_aspect_ratio: Fraction = Fraction(1)
     interlaced: bool = False
+    alpha: bool = False
+    mastering_display: MasteringDisplay | None = None
+    light_level: LightLevel | None = None
     audio: tuple[StreamInfo, ...] = ()
     subtitles: tuple[StreamInfo, ...] = ()
+    data: tuple[StreamInfo, ...] = ()
+    chapters: int = 0
+    attachments: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
@@ -151,17 +164,27 @@ class Frame:
     """One frame.
 
     Attributes:
-        pixels: ``[height, width, 3]`` uint8, RGB, upright.
+        pixels: ``[height, width, 3]`` RGB, upright: uint8, or uint16 up to 65535 for sources of
+            more than 8 bits.
         pts: presentation time in ticks of :attr:`VideoInfo.time_base`; grows from frame to frame.
         duration: ticks that the frame is shown: up to the next one; ``None`` where nothing tells
             for the last.
         name: file name for the frame in a folder of PNG frames.
+        alpha: opacity, ``[height, width]``, dtype of ``pixels``; ``None`` if all is opaque.
     """
 
-    pixels: NDArray[np.uint8]
+    pixels: Values
     pts: int
     duration: int | None
     name: str
+    alpha: Values | None = None
+
+    def with_pixels(self, pixels: Values) -> "Frame":
+        """The same frame with other pixels; alpha is brought to their size, bicubic."""
+        if self.alpha is None:
+            return dataclasses.replace(self, pixels=pixels)
+        alpha = enlarge_alpha(self.alpha, *pixels.shape[:2])
+        return dataclasses.replace(self, pixels=pixels, alpha=alpha)
 
 
 class Reader(Protocol):

@@ -11,17 +11,15 @@ from typing import Self
 
 import av
 from av.codec import Codec
-from av.codec.context import Flags as CodecFlags
 from av.packet import Packet
 from av.video.stream import VideoStream
 
 from psssr_fast.errors import OutputError, UsageError
-from psssr_fast.video.color import PixelConverter, output_tags
-from psssr_fast.video.encoder import CONTAINERS, EncoderSettings
+from psssr_fast.video.encoder import CONTAINERS, FALLBACK_RATE, EncoderSettings, losses
+from psssr_fast.video.frame_encoder import FrameEncoder, open_encoder, set_up
 from psssr_fast.video.info import Frame, VideoInfo
 from psssr_fast.video.streams import StreamCopier
 
-_FALLBACK_RATE = Fraction(25)
 _MILLISECOND = Fraction(1, 1000)  # the only tick that FFmpeg's Matroska muxer knows
 _CODECS_WITH_ASPECT = ("h264", "hevc")  # these say themselves what shape a pixel has
 _LARGEST_TIMESCALE = 2**31 - 1
@@ -65,10 +63,11 @@ class Output:
         settings: EncoderSettings,
     ) -> None:
         self._path = path
+        self._temporary = temporary
         self._settings = settings
         self._source = source
         self._size = size
-        self._notes: list[str] = []
+        self._notes = losses(settings, source)
         self.copier: StreamCopier | None = None
         # bitexact: equal input gives equal bytes; Matroska would add a random number otherwise.
         options = {"fflags": "+bitexact"}
@@ -112,7 +111,7 @@ class Output:
 
     def _add_video(self) -> VideoStream:
         settings, source = self._settings, self._source
-        rate = source.average_rate or _FALLBACK_RATE
+        rate = source.average_rate or FALLBACK_RATE
         if Codec(settings.codec, "w").type != "video":
             raise UsageError(f"{settings.codec} is not a video encoder; try libx264")
         try:
@@ -126,16 +125,8 @@ class Output:
             ) from error
         assert isinstance(stream, VideoStream)
         context = stream.codec_context
-        context.width, context.height = self._size
-        context.pix_fmt = settings.pixel_format
-        # The source's own ticks: every timestamp passes through as the integer it was.
-        context.time_base = stream.time_base = source.time_base
-        context.sample_aspect_ratio = source.sample_aspect_ratio
-        context.thread_count = settings.threads
-        context.flags |= CodecFlags.frame_duration
-        tags = output_tags(source.color_used, settings.pixel_format)
-        context.color_primaries, context.color_trc = tags.primaries, tags.transfer
-        context.colorspace, context.color_range = tags.matrix, tags.range
+        set_up(context, settings, source, self._size)
+        stream.time_base = source.time_base
         if settings.codec == "libx265" and self.container.format.name in ("mp4", "mov"):
             context.codec_tag = "hvc1"  # Apple's players do not take FFmpeg's default, hev1
         if "444" in settings.pixel_format and any(side % 2 for side in self._size):
@@ -157,20 +148,7 @@ class Output:
             OutputError: it refuses the size, the pixel format or a value.
             UsageError: it does not know an option.
         """
-        context, settings = self.stream.codec_context, self._settings
-        try:
-            context.open()
-        except av.FFmpegError as error:
-            options = " ".join(
-                f"{name}={value}" for name, value in settings.codec_options().items()
-            )
-            raise OutputError(
-                f"{self._path}: encoder {settings.codec} refuses {self._size[0]}x{self._size[1]} "
-                f"{settings.pixel_format} {options}: {error.strerror}. Change its settings."
-            ) from error
-        unknown = [name for name, _ in settings.options if name in context.options]
-        if unknown:
-            raise UsageError(f"encoder {settings.codec} has no option {', '.join(unknown)}")
+        open_encoder(self.stream.codec_context, self._settings, self._size, self._path)
 
     def write_header(self) -> None:
         """Start the file on the disk.
@@ -188,6 +166,22 @@ class Output:
                 "Write to a .mkv file instead."
             ) from error
 
+    def finish(self) -> tuple[str, ...]:
+        """Copy what is left of the other streams and finish the file.
+
+        Returns:
+            What is not carried over, one line each; the finished file was looked into.
+
+        Raises:
+            av.FFmpegError: the file cannot be finished.
+        """
+        if self.copier is not None:
+            self.copier.copy_until(None)
+        self.close()
+        if self.copier is not None:
+            self.copier.check(self._temporary)
+        return self.warnings
+
     def close(self) -> None:
         """Close output and source. Finishes the file if its header was written.
 
@@ -199,6 +193,11 @@ class Output:
         finally:
             if self.copier is not None:
                 self.copier.close()
+
+    def discard(self) -> None:
+        """Close both because an error is on its way; what was written is of no use."""
+        with contextlib.suppress(av.FFmpegError):
+            self.close()
 
 
 class VideoWriter:
@@ -219,15 +218,10 @@ class VideoWriter:
         self._path = path
         self._temporary = path.with_name(f".{path.stem[:60]}.partial-{os.getpid()}{path.suffix}")
         self._source = source
-        self._shape = (height, width, 3)
+        self._size = (width, height)
         self._settings = settings
-        tags = output_tags(source.color_used, settings.pixel_format)
-        self._convert = PixelConverter(tags)
-        rate = source.average_rate or _FALLBACK_RATE
-        self._usual_duration = max(1, round(1 / (rate * source.time_base)))
+        self._encoder: FrameEncoder | None = None
         self._output: Output | None = None
-        self._last_pts: int | None = None
-        self._end = 0  # of the last frame, ticks
         self._held: Packet[VideoStream] | None = None  # the last one encoded, not yet muxed
         self._warnings: tuple[str, ...] = ()
 
@@ -237,12 +231,15 @@ class VideoWriter:
         return self._output.warnings if self._output else self._warnings
 
     def __enter__(self) -> Self:
-        size = (self._shape[1], self._shape[0])
-        self._output = Output(self._path, self._temporary, self._source, size, self._settings)
+        output = Output(self._path, self._temporary, self._source, self._size, self._settings)
+        self._output = output
         try:
-            self._output.open_encoder()
+            output.open_encoder()
             with _writing(self._path):
-                self._output.write_header()  # so that its errors come before the work
+                output.write_header()  # so that its errors come before the work
+            self._encoder = FrameEncoder(
+                output.stream.codec_context, self._settings, self._source, self._size
+            )
         except BaseException:
             self._abandon()
             raise
@@ -270,23 +267,15 @@ class VideoWriter:
             OutputError: the output cannot be written.
             UsageError: the frame's size is not the output's, or its time not later than the last.
         """
-        if self._output is None:
+        if self._output is None or self._encoder is None:
             raise RuntimeError("use the writer as a context manager: with open_writer(...) as w")
-        if frame.pixels.shape != self._shape:
-            raise UsageError(f"frame of shape {frame.pixels.shape}; the output needs {self._shape}")
-        if self._last_pts is not None and frame.pts <= self._last_pts:
-            raise UsageError(f"frame at {frame.pts} after {self._last_pts}; timestamps must grow")
-        self._last_pts = frame.pts
-        picture = self._convert.from_rgb(frame.pixels, self._settings.pixel_format)
-        picture.pts, picture.time_base = frame.pts, self._source.time_base
-        picture.duration = frame.duration or self._usual_duration
-        self._end = frame.pts + picture.duration
         with _writing(self._path):
-            self._mux(self._output, self._output.stream.encode(picture))
+            self._mux(self._output, self._encoder.encode(frame))
 
     def _mux(self, output: Output, packets: "list[Packet[VideoStream]]") -> None:
         for packet in packets:
             self._mux_held(output)
+            packet.stream = output.stream
             self._held = packet
 
     def _mux_held(self, output: Output) -> None:
@@ -298,20 +287,22 @@ class VideoWriter:
         output.container.mux(packet)
 
     def _finish(self) -> None:
-        output = self._output
-        assert output is not None
-        if self._last_pts is None:
+        output, encoder = self._output, self._encoder
+        assert output is not None and encoder is not None
+        if not encoder.frames:
             raise OutputError(f"{self._path}: no frame was written, so there is no video to finish")
         with _writing(self._path):
-            self._mux(output, output.stream.encode(None))
+            self._mux(output, encoder.finish())
             if self._held is not None and self._held.pts is not None:
                 # MP4 derives the end from the packet encoded last, which may be a B-frame.
-                self._held.duration = self._end - self._held.pts
+                self._held.duration = encoder.end - self._held.pts
             self._mux_held(output)
-            if output.copier is not None:
-                output.copier.copy_until(None)
-            self._warnings, self._output = output.warnings, None
-            output.close()
+            self._output = None
+            try:
+                self._warnings = output.finish()
+            except BaseException:
+                output.discard()
+                raise
             with self._temporary.open("rb") as file:
                 os.fsync(file.fileno())
             os.replace(self._temporary, self._path)
@@ -320,6 +311,5 @@ class VideoWriter:
         output, self._output = self._output, None
         if output is not None:
             self._warnings = output.warnings
-            with contextlib.suppress(av.FFmpegError):  # an error is on its way already
-                output.close()
+            output.discard()
         self._temporary.unlink(missing_ok=True)

@@ -3,12 +3,14 @@
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import av
 import numpy as np
 from av.sidedata.sidedata import SideData, Type
 from numpy.typing import NDArray
+
+from psssr_fast.video.deep import Values
 
 
 @dataclass(frozen=True)
@@ -31,15 +33,14 @@ class Orientation:
             return 90 if self.mirror_x else 270
         return 180 if self.mirror_y else 0
 
-    def apply(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """``[height, width, 3]`` pixels as stored, to pixels as shown."""
-        if self.transpose:
-            pixels = pixels.swapaxes(0, 1)
+    def apply(self, pixels: Values) -> Values:
+        """``[height, width, ...]`` pixels as stored, to pixels as shown."""
+        turned: NDArray[Any] = pixels.swapaxes(0, 1) if self.transpose else pixels
         if self.mirror_x:
-            pixels = pixels[:, ::-1]
+            turned = turned[:, ::-1]
         if self.mirror_y:
-            pixels = pixels[::-1]
-        return np.ascontiguousarray(pixels)
+            turned = turned[::-1]
+        return np.ascontiguousarray(turned)
 
 
 def orientation_of(picture: av.VideoFrame) -> Orientation | None:
@@ -48,7 +49,10 @@ def orientation_of(picture: av.VideoFrame) -> Orientation | None:
     The matrix (ISO/IEC 14496-12, section 6.2.2) maps a stored point (x, y) to the shown point
     (a x + c y, b x + d y).
     """
-    side_data = cast("Mapping[Type, SideData]", picture.side_data)
+    try:
+        side_data = cast("Mapping[Type, SideData]", picture.side_data)
+    except ValueError:  # PyAV has no name for some kinds, such as EXIF, and then gives none at all
+        return _turned(picture.rotation)
     if Type.DISPLAYMATRIX not in side_data:
         return Orientation()
     matrix = bytes(side_data[Type.DISPLAYMATRIX])
@@ -58,3 +62,14 @@ def orientation_of(picture: av.VideoFrame) -> Orientation | None:
     if a == 0 and d == 0 and b != 0 and c != 0:
         return Orientation(transpose=True, mirror_x=c < 0, mirror_y=b < 0)
     return None
+
+
+def _turned(degrees: int) -> Orientation | None:
+    """A turn counter-clockwise."""
+    turns = {
+        0: Orientation(),
+        90: Orientation(transpose=True, mirror_y=True),
+        180: Orientation(mirror_x=True, mirror_y=True),
+        270: Orientation(transpose=True, mirror_x=True),
+    }
+    return turns.get(degrees % 360)

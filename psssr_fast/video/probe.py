@@ -3,31 +3,37 @@
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 from av.audio.stream import AudioStream
 from av.container import InputContainer
-from av.stream import Stream
+from av.stream import Discard, Disposition, Stream
+from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
 from psssr_fast.errors import InputError
-from psssr_fast.video.color import has_alpha, resolve, tags_of
-from psssr_fast.video.container import choose_stream, missing_bytes, open_media
+from psssr_fast.video.alpha import alpha_decoder, alpha_of
+from psssr_fast.video.color import resolve, tags_of
+from psssr_fast.video.container import choose_stream, demux, missing_bytes, open_media
+from psssr_fast.video.hdr import light_level_of, mastering_display_of
 from psssr_fast.video.info import StreamInfo, VideoInfo
+from psssr_fast.video.limits import DEFAULT_LIMITS, Limits
 from psssr_fast.video.orientation import Orientation, orientation_of
+from psssr_fast.video.watch import INTERLACED, lost_with
 
 _MICROSECONDS = 1_000_000
-_HDR = {16: "PQ", 18: "HLG"}  # transfer characteristics
+_FIELDS = frozenset({2, 3, 4, 5})  # orders of two fields, of FFmpeg's AVFieldOrder
 
 
-def probe_file(path: Path) -> tuple[VideoInfo, Orientation]:
+def probe_file(path: Path, limits: Limits = DEFAULT_LIMITS) -> tuple[VideoInfo, Orientation]:
     """Describe a media file and how its pictures are to be turned. Decodes one frame.
 
     Raises:
-        InputError: it is not a video that can be decoded.
+        InputError: it is not a video that can be decoded, or it is beyond the limits.
     """
-    with open_media(path) as container:
-        stream = choose_stream(container, path)
+    with open_media(path, limits) as container:
+        stream = choose_stream(container, path, limits)
         picture = _first_picture(container, stream, path)
         found = orientation_of(picture)
         orientation = found or Orientation()
@@ -35,30 +41,43 @@ def probe_file(path: Path) -> tuple[VideoInfo, Orientation]:
             info = _describe(path, container, stream, picture, orientation)
         except InputError as error:
             raise InputError(f"{path}: {error}") from error
-        notes = list(_notes(path, container, info))
+        notes = [*_notes(path, container, info), *lost_with(picture)]
         if found is None:
             notes.append("its display matrix is not a right angle: frames are left as stored")
         audio = tuple(_stream_info(item) for item in container.streams.audio)
         subtitles = tuple(_stream_info(item) for item in container.streams.subtitles)
         info = replace(info, audio=audio, subtitles=subtitles, warnings=tuple(notes))
+        info = replace(
+            info,
+            alpha=alpha_of(picture, False, VideoReformatter()) is not None,
+            mastering_display=mastering_display_of(picture),
+            light_level=light_level_of(picture),
+            **_beside(container),
+        )
+        # An estimate may be a frame off; reading counts, and stops at the limit.
+        limits.check_frames(path, info.frames if info.frames_exact else (info.frames or 0) // 2)
+        limits.check_duration(path, info.duration_s)
         return info, orientation
 
 
 def _first_picture(container: InputContainer, stream: VideoStream, path: Path) -> av.VideoFrame:
-    reason = "it holds no frames"
-    packets = container.demux(stream)
+    reason, failure = "it holds no frames", None
+    decoder = alpha_decoder(stream) or stream.codec_context
+    packets = demux(container, stream)
     try:
         for packet in packets:
             try:
-                pictures = packet.decode()
+                pictures = decoder.decode(packet if packet.size else None)
             except av.error.InvalidDataError as error:
                 reason = error.strerror or "invalid data"
                 continue  # a file cut out of a longer one may begin between key frames
             if pictures:
                 return pictures[0]
     except av.FFmpegError as error:
-        reason = error.strerror or str(error)
+        reason, failure = error.strerror or str(error), error
     missing = missing_bytes(path)
+    if isinstance(failure, av.error.ArgumentError):
+        reason = "its frames are of no possible size, or have more pixels than --max-pixels allows"
     if missing:
         reason = f"truncated before its first frame: the file is {missing} bytes short"
     size = f"{stream.codec_context.width}x{stream.codec_context.height}"
@@ -106,7 +125,7 @@ def _describe(
         color_used=resolve(tags, layout.name, picture.height, codec),
         rotation=orientation.rotation,
         sample_aspect_ratio=aspect,
-        interlaced=picture.interlaced_frame,
+        interlaced=picture.interlaced_frame or context.field_order in _FIELDS,
     )
 
 
@@ -120,6 +139,13 @@ def _as_shown(
     return picture.width, picture.height, aspect
 
 
+def _codec_name(stream: Stream) -> str:
+    if stream.codec_context is not None:
+        return stream.codec_context.codec.canonical_name
+    # Of sound that FFmpeg cannot decode, PyAV does not even have a name to ask for.
+    return getattr(stream, "name", None) or "unknown"
+
+
 def _stream_info(stream: Stream) -> StreamInfo:
     time_base = stream.time_base
     start = stream.start_time
@@ -127,13 +153,28 @@ def _stream_info(stream: Stream) -> StreamInfo:
     audio = stream if isinstance(stream, AudioStream) and context is not None else None
     return StreamInfo(
         index=stream.index,
-        codec="unknown" if context is None else context.codec.canonical_name,
+        codec=_codec_name(stream),
         language=stream.metadata.get("language"),
         title=stream.metadata.get("title"),
         start_time=None if start is None or time_base is None else start * time_base,
         sample_rate=None if audio is None else audio.codec_context.sample_rate,
         channels=None if audio is None else audio.codec_context.channels,
     )
+
+
+def _beside(container: InputContainer) -> dict[str, Any]:
+    """The fields of :class:`VideoInfo` for what is neither picture nor sound nor subtitles."""
+    streams = container.streams
+    covers = [item for item in streams.video if item.disposition & Disposition.attached_pic]
+    return {
+        # Hidden by its demuxer is the stream in which an MP4 keeps the titles of chapters.
+        "data": tuple(_stream_info(s) for s in streams.data if s.discard != Discard.all),
+        "chapters": len(container.chapters()),
+        "attachments": tuple(
+            item.metadata.get("filename", "cover picture" if item in covers else "attachment")
+            for item in (*covers, *streams.attachments)
+        ),
+    }
 
 
 def _duration_s(container: InputContainer, stream: VideoStream) -> float | None:
@@ -166,17 +207,9 @@ def _notes(path: Path, container: InputContainer, info: VideoInfo) -> list[str]:
     missing = missing_bytes(path)
     if missing:
         notes.append(f"truncated: the file is {missing} bytes shorter than its header says")
-    if info.bit_depth > 8:
-        notes.append(f"{info.bit_depth}-bit video is processed as 8-bit RGB")
-    if info.color.transfer in _HDR:
-        notes.append(
-            f"HDR ({_HDR[info.color.transfer]}) is processed as 8-bit RGB: banding is likely"
-        )
-    if has_alpha(info.pixel_format):
-        notes.append("the alpha channel is dropped")
     if info.interlaced:
-        notes.append("interlaced: frames are processed whole; deinterlace first for a good picture")
-    others = len(container.streams.video) - 1
-    if others:
-        notes.append(f"{others} more video or cover picture stream(s) are left out")
+        notes.append(INTERLACED)
+    videos = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
+    if len(videos) > 1:
+        notes.append(f"{len(videos) - 1} more video stream(s) are left out")
     return notes

@@ -12,15 +12,25 @@ import av
 from av.container import InputContainer
 from av.packet import Packet
 from av.stream import Discard
+from av.video.codeccontext import VideoCodecContext
 from av.video.stream import VideoStream
 
 from psssr_fast.errors import InputError
+from psssr_fast.video.alpha import alpha_decoder
 from psssr_fast.video.color import PixelConverter
-from psssr_fast.video.container import check_readable, choose_stream, missing_bytes, open_media
+from psssr_fast.video.container import (
+    check_readable,
+    choose_stream,
+    demux,
+    missing_bytes,
+    open_media,
+)
 from psssr_fast.video.images import ImageReader, is_image_source, probe_images
 from psssr_fast.video.info import Frame, Reader, VideoInfo
+from psssr_fast.video.limits import DEFAULT_LIMITS, Limits
 from psssr_fast.video.probe import probe_file
 from psssr_fast.video.timing import PresentationTimes
+from psssr_fast.video.watch import Watcher
 
 DEFAULT_IMAGE_RATE = Fraction(25)  # what ffmpeg assumes for numbered pictures
 
@@ -28,19 +38,32 @@ DEFAULT_IMAGE_RATE = Fraction(25)  # what ffmpeg assumes for numbered pictures
 _FRAME_PER_PACKET = frozenset({"h264", "hevc", "av1", "vp9", "mjpeg", "prores", "ffv1", "png"})
 
 
-def probe(path: str | Path, *, frame_rate: Fraction = DEFAULT_IMAGE_RATE) -> VideoInfo:
+def probe(
+    path: str | Path,
+    *,
+    frame_rate: Fraction = DEFAULT_IMAGE_RATE,
+    limits: Limits = DEFAULT_LIMITS,
+    sandbox: bool = False,
+) -> VideoInfo:
     """Describe a video file, a folder of PNG frames, or a pattern such as ``frames/%06d.png``.
 
     Args:
         path: what to look at.
         frame_rate: frames a second of a folder of PNG frames, which cannot say it itself.
+        limits: on what is accepted.
+        sandbox: do it in a confined process; see :mod:`psssr_fast.video.sandbox`.
 
     Raises:
-        InputError: it does not exist, is empty, is not media, has no video, or cannot be decoded.
+        InputError: it does not exist, is empty, is not media, has no video, cannot be decoded, or
+            is beyond the limits.
     """
+    if sandbox:
+        from psssr_fast.video.sandbox import probe_confined
+
+        return probe_confined(path, frame_rate, limits)
     if is_image_source(path):
-        return probe_images(path, frame_rate)
-    return probe_file(check_readable(path))[0]
+        return probe_images(path, frame_rate, limits)
+    return probe_file(check_readable(path), limits)[0]
 
 
 def open_reader(
@@ -48,6 +71,8 @@ def open_reader(
     *,
     allow_damaged: bool = False,
     frame_rate: Fraction = DEFAULT_IMAGE_RATE,
+    limits: Limits = DEFAULT_LIMITS,
+    sandbox: bool = False,
 ) -> Reader:
     """A reader for a video file, a folder of PNG frames, or a pattern ``frames/%06d.png``.
 
@@ -56,32 +81,44 @@ def open_reader(
         allow_damaged: keep what can be decoded of a damaged or truncated source, with warnings;
             otherwise reading stops with an error at the first damage.
         frame_rate: frames a second of a folder of PNG frames.
+        limits: on what is accepted.
+        sandbox: decode in a confined process: the same frames, and what FFmpeg may be made to do
+            by a hostile file cannot harm this one; see :mod:`psssr_fast.video.sandbox`.
 
     Raises:
         InputError: as :func:`probe`.
     """
+    if sandbox:
+        from psssr_fast.video.sandbox import ConfinedReader
+
+        return ConfinedReader(path, frame_rate, allow_damaged, limits)
     if is_image_source(path):
-        return ImageReader(path, frame_rate, allow_damaged)
-    return VideoReader(check_readable(path), allow_damaged)
+        return ImageReader(path, frame_rate, allow_damaged, limits)
+    return VideoReader(check_readable(path), allow_damaged, limits)
 
 
 class VideoReader:
-    """Frames of a media file: upright, 8-bit RGB, with the file's own timestamps.
+    """Frames of a media file: upright RGB, with the file's own timestamps.
 
     Args:
         path: the file.
-        allow_damaged: as for :func:`open_reader`.
+        allow_damaged, limits: as for :func:`open_reader`.
 
     Raises:
         InputError: as :func:`probe`.
     """
 
-    def __init__(self, path: Path, allow_damaged: bool = False) -> None:
-        self.info, self._orientation = probe_file(path)
+    def __init__(
+        self, path: Path, allow_damaged: bool = False, limits: Limits = DEFAULT_LIMITS
+    ) -> None:
+        self.info, self._orientation = probe_file(path, limits)
         self._path = path
+        self._limits = limits
         self._allow_damaged = allow_damaged
         self._container: InputContainer | None = None
+        self._decoder: VideoCodecContext | None = None
         self._times = PresentationTimes(self.info.time_base, self.info.average_rate)
+        self._watcher = Watcher(self.info)
         self._damage: Counter[str] = Counter()
         self._expected_packets = 0  # that the index lists, 0 if there is no full index
         self._packets = 0  # read from the video stream
@@ -91,15 +128,17 @@ class VideoReader:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """``info.warnings``, repaired timestamps, and with ``allow_damaged`` what was lost."""
+        """``info.warnings``, what changed on the way, repaired timestamps, and with
+        ``allow_damaged`` what was lost."""
         damage = [
             note if times == 1 else f"{note} ({times} times)"
             for note, times in self._damage.items()
         ]
-        return (*self.info.warnings, *self._times.warnings(), *damage)
+        noticed = (*self.info.warnings, *self._watcher.warnings(), *self._times.warnings())
+        return tuple(dict.fromkeys((*noticed, *damage)))
 
     def __enter__(self) -> Self:
-        self._container = open_media(self._path)
+        self._container = open_media(self._path, self._limits)
         return self
 
     def __exit__(
@@ -120,6 +159,7 @@ class VideoReader:
         failure: InputError | None = None
         for picture in self._pictures(self._container):
             try:
+                self._limits.check_frames(self._path, self._given + 1)
                 self._check_size(picture)
                 pts = self._place(picture)
             except InputError as error:
@@ -128,17 +168,29 @@ class VideoReader:
             if waiting is not None:
                 yield replace(waiting, duration=pts - waiting.pts)
             self._given += 1
-            waiting = Frame(
-                pixels=self._orientation.apply(convert.to_rgb(picture)),
-                pts=pts,
-                duration=self._last_duration(pts, picture.duration),
-                name=f"frame_{self._given:06d}.png",
-            )
+            self._watch(picture)
+            waiting = self._frame(picture, pts, convert)
         if waiting is not None:
             yield waiting
         if failure is not None:
             raise failure
         self._finish()
+
+    def _frame(self, picture: av.VideoFrame, pts: int, convert: PixelConverter) -> Frame:
+        deep = self.info.bit_depth > 8
+        alpha = convert.alpha_of(picture, deep) if self.info.alpha else None
+        pixels = convert.to_words(picture) if deep else convert.to_rgb(picture)
+        return Frame(
+            pixels=self._orientation.apply(pixels),
+            pts=pts,
+            duration=self._last_duration(pts, picture.duration),
+            name=f"frame_{self._given:06d}.png",
+            alpha=None if alpha is None else self._orientation.apply(alpha),
+        )
+
+    def _watch(self, picture: av.VideoFrame) -> None:
+        assert self._decoder is not None
+        self._watcher.look(picture, self._given, self._decoder.sample_aspect_ratio)
 
     def _last_duration(self, pts: int, decoded: int) -> int | None:
         """Ticks that a frame is shown if none follows."""
@@ -149,23 +201,24 @@ class VideoReader:
         return decoded or None
 
     def _pictures(self, container: InputContainer) -> Iterator[av.VideoFrame]:
-        stream = choose_stream(container, self._path)
+        stream = choose_stream(container, self._path, self._limits)
         for other in container.streams:
             if other.index != stream.index:
                 other.discard = Discard.all
         # Several frames at once are faster, but after an error the decoder forgets those in flight.
         stream.thread_type = "SLICE" if self._allow_damaged else "AUTO"
+        self._decoder = alpha_decoder(stream) or stream.codec_context
         # Counted before reading: demuxers without a full index add to it as they go.
         self._expected_packets = len(stream.index_entries) if self.info.frames_exact else 0
         try:
-            for packet in container.demux(stream):
+            for packet in demux(container, stream):
                 yield from self._decode(packet)
                 if self._damage and not self._allow_damaged:
                     break
         except av.FFmpegError as error:
             self._damage[f"cannot be read further ({error.strerror})"] += 1
         if self._damage and not self._allow_damaged:
-            yield from self._drain(stream)
+            yield from self._drain(self._decoder)
 
     def _decode(self, packet: "Packet[VideoStream]") -> Iterator[av.VideoFrame]:
         if packet.size:
@@ -176,7 +229,8 @@ class VideoReader:
             if not self._allow_damaged:
                 return
         try:
-            pictures = packet.decode()
+            assert self._decoder is not None
+            pictures = self._decoder.decode(packet if packet.size else None)
         except av.FFmpegError as error:
             self._damage[f"a frame cannot be decoded ({error.strerror})"] += 1
             return
@@ -188,10 +242,10 @@ class VideoReader:
             self._decoded += 1
             yield picture
 
-    def _drain(self, stream: VideoStream) -> Iterator[av.VideoFrame]:
+    def _drain(self, decoder: VideoCodecContext) -> Iterator[av.VideoFrame]:
         """What the decoder still holds when reading stops: frames from before the damage."""
         try:
-            pictures = stream.codec_context.decode(None)
+            pictures = decoder.decode(None)
         except av.FFmpegError:
             return  # the damage is known already
         for picture in pictures:

@@ -1,22 +1,26 @@
 """Copying sound, subtitles, attachments, chapters and titles from the source, packet by packet."""
 
+import io
 from collections.abc import Iterator
 from fractions import Fraction
+from pathlib import Path
 
 import av
 from av.container import InputContainer, OutputContainer
 from av.packet import Packet
-from av.stream import Discard, Stream
+from av.stream import AttachmentStream, Discard, Disposition, Stream
 from av.video.stream import VideoStream
 
 from psssr_fast.errors import OutputError
-from psssr_fast.video.container import choose_stream, open_media
+from psssr_fast.video.carried import Expected, not_kept, tags_to_keep
+from psssr_fast.video.container import choose_stream, demux, open_media
 from psssr_fast.video.info import VideoInfo
+from psssr_fast.video.limits import UNLIMITED
 
-# Written anew by the muxer, or true of the source file only.
-_STALE_TAGS = frozenset(
-    {"encoder", "major_brand", "minor_version", "compatible_brands", "duration", "vendor_id"}
-)
+_COVERS = {
+    "mjpeg": ("cover.jpg", "image/jpeg"), "png": ("cover.png", "image/png"),
+    "bmp": ("cover.bmp", "image/bmp"), "webp": ("cover.webp", "image/webp"),
+}  # fmt: skip
 
 
 class StreamCopier:
@@ -34,11 +38,13 @@ class StreamCopier:
 
     def __init__(self, source: VideoInfo, output: OutputContainer, copy_audio: bool) -> None:
         self._output = output
+        self._form = output.format.name
         self._source = source
         self._targets: dict[int, Stream] = {}
+        self._expected: list[Expected] = []
         self._notes: list[str] = []
         self._earliest = Fraction(0)
-        self._input: InputContainer = open_media(source.path)
+        self._input: InputContainer = open_media(source.path, UNLIMITED)
         try:
             self._add_streams(copy_audio)
             self._copy_descriptions()
@@ -49,50 +55,104 @@ class StreamCopier:
         self._waiting: Packet[Stream] | None = None
 
     def _add_streams(self, copy_audio: bool) -> None:
-        video = choose_stream(self._input, self._source.path).index
+        video = choose_stream(self._input, self._source.path)
+        attached = []  # last, because demuxers number them last
         for stream in self._input.streams:
-            if stream.index == video or (stream.type == "audio" and not copy_audio):
+            cover = stream.type == "video" and stream.disposition & Disposition.attached_pic
+            left_out = stream.type == "video" and not cover  # probing has told about these
+            if left_out or (stream.type == "audio" and not copy_audio):
                 stream.discard = Discard.all
-                continue
-            hidden = stream.discard == Discard.all
-            reason = self._add(stream)
-            if reason is None:
-                continue
+            elif cover or stream.type == "attachment":
+                attached.append(stream)
+            else:
+                self._add_or_note(stream, video)
+        for stream in attached:
+            self._add_or_note(stream, video)
+
+    def _add_or_note(self, stream: Stream, video: VideoStream) -> None:
+        # An MP4 keeps the titles of its chapters in a stream that its demuxer hides, and the
+        # timecode that its video begins with, which is one of the tags of the video, in another.
+        timecode = stream.metadata.get("timecode") if stream.type == "data" else None
+        known = timecode is not None and timecode == video.metadata.get("timecode")
+        if known or stream.discard == Discard.all:
             stream.discard = Discard.all
-            if stream.type == "audio":
-                raise OutputError(
-                    f"{self._source.path}: {self._output.format.name} cannot hold its sound "
-                    f"(stream {stream.index}): {reason}. Write to a .mkv file instead."
-                )
-            # Probing has told about further video streams, and an MP4 keeps the titles of its
-            # chapters in a stream that its demuxer hides.
-            if stream.type != "video" and not hidden:
-                self._notes.append(f"{stream.type} stream {stream.index} is dropped: {reason}")
+            return
+        reason = self._add(stream)
+        if reason is None:
+            return
+        stream.discard = Discard.all
+        if stream.type == "audio":
+            raise OutputError(
+                f"{self._source.path}: {self._form} cannot hold its sound "
+                f"(stream {stream.index}): {reason}. Write to a .mkv file instead."
+            )
+        kind = "cover picture" if stream.type == "video" else f"{stream.type} stream"
+        self._notes.append(f"{kind} {stream.index} is dropped: {reason}")
 
     def _add(self, stream: Stream) -> str | None:
         """Add a copy of the stream to the output, or say why it cannot be there."""
-        if stream.type not in ("audio", "subtitle", "attachment"):
+        if stream.type not in ("audio", "subtitle", "attachment", "data", "video"):
             return f"{stream.type} streams are not copied"
+        attached = stream.type in ("attachment", "video")
+        if self._form == "matroska" and stream.type == "video":
+            return self._add_cover_file(stream)
+        if attached and self._form == "webm":
+            return "webm holds no attachments"
         if stream.type == "attachment":
-            if self._output.format.name != "matroska":
-                return f"{self._output.format.name} holds no attachments"
-        elif stream.codec_context is None:
+            if self._form != "matroska":
+                return f"{self._form} holds no attachments"
+        elif stream.codec_context is None and stream.type != "data":
             return "FFmpeg does not know its codec"
+        if stream.type in ("data", "subtitle", "video") and not _accepts(self._form, stream):
+            return f"{self._form} cannot hold {getattr(stream, 'name', None) or 'data of its kind'}"
         try:
             target = self._output.add_stream_from_template(stream)
         except ValueError as error:
             return str(error)
-        target.metadata.update(_kept(stream.metadata))
-        target.disposition = stream.disposition
+        self._describe(stream, target)
         if stream.type != "attachment":
             self._targets[stream.index] = target
         return None
 
+    def _add_cover_file(self, stream: Stream) -> str | None:
+        """Matroska has cover pictures as attached files."""
+        stream.discard = Discard.all
+        usual = _COVERS.get(stream.codec_context.codec.canonical_name)
+        with open_media(self._source.path, UNLIMITED) as container:
+            chosen = container.streams[stream.index]
+            packets = (packet for packet in demux(container, chosen) if packet.size)
+            picture = next(packets, None)
+            if usual is None or picture is None:
+                return "matroska cannot hold a picture of its kind"
+            name = stream.metadata.get("filename", usual[0])
+            kind = stream.metadata.get("mimetype", usual[1])
+            self._output.add_attachment(name, kind, bytes(picture))
+        return None
+
+    def _describe(self, stream: Stream, target: Stream) -> None:
+        tags = tags_to_keep(stream.metadata)
+        target.metadata.update(tags)
+        target.disposition = stream.disposition
+        if not isinstance(stream, AttachmentStream) and stream.type != "video":
+            name = f"{stream.type} stream {stream.index}"
+            self._expected.append(Expected(target.index, name, tags, stream.disposition))
+
     def _copy_descriptions(self) -> None:
-        self._output.metadata.update(_kept(self._input.metadata))
-        chapters = self._input.chapters()
-        if chapters:
-            self._output.set_chapters(chapters)
+        self._tags = tags_to_keep(self._input.metadata)
+        self._output.metadata.update(self._tags)
+        self._chapters = self._input.chapters()
+        if self._chapters:
+            self._output.set_chapters(self._chapters)
+
+    def check(self, path: Path) -> None:
+        """Look into the finished output, ``path``, for what its format did not keep.
+
+        It is added to the warnings.
+
+        Raises:
+            InputError: the output cannot be opened.
+        """
+        self._notes += not_kept(path, self._tags, self._expected, self._chapters)
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -100,7 +160,7 @@ class StreamCopier:
         if self._earliest == 0:
             return tuple(self._notes)
         later = f"everything is shown {float(-self._earliest) * 1000:.0f} ms later"
-        return (*self._notes, f"{later}: {self._output.format.name} has no times before zero")
+        return (*self._notes, f"{later}: {self._form} has no times before zero")
 
     def _shifts(self, stream: Stream) -> bool:
         """Whether FFmpeg moves all streams for the sake of one that begins before zero.
@@ -109,24 +169,27 @@ class StreamCopier:
         in for Opus and for what comes from Matroska.
         """
         return (
-            self._output.format.name in ("matroska", "webm")
+            self._form in ("matroska", "webm")
             and not self._source.container.startswith("matroska")
             and stream.codec_context.codec.canonical_name != "opus"
         )
 
     def describe(self, video: VideoStream) -> None:
-        """Give the output's video stream the language and title of the source's."""
+        """Give the output's video stream the language, the title and all tags of the source's."""
         stream = choose_stream(self._input, self._source.path)
-        for key in ("language", "title", "handler_name"):
-            if key in stream.metadata:
-                video.metadata[key] = stream.metadata[key]
+        tags = tags_to_keep(stream.metadata)
+        if "timecode" in tags and not _accepts_timecode(self._form, tags["timecode"], video):
+            self._notes.append(f"{self._form} cannot hold the timecode {tags.pop('timecode')}")
+        video.metadata.update(tags)
+        video.disposition = stream.disposition
+        self._expected.append(Expected(video.index, "the video", tags, stream.disposition))
 
     def _read(self) -> "Iterator[Packet[Stream]]":
         streams = [stream for stream in self._input.streams if stream.index in self._targets]
         if not streams:
             return
         try:
-            for packet in self._input.demux(streams):
+            for packet in demux(self._input, *streams):
                 if packet.size:  # the last ones are empty: orders to flush a decoder
                     yield packet
         except av.FFmpegError as error:
@@ -160,10 +223,29 @@ def _due(packet: "Packet[Stream]") -> Fraction:
     return (ticks or 0) * packet.time_base
 
 
-def _kept(metadata: dict[str, str]) -> dict[str, str]:
-    return {
-        key: value
-        for key, value in metadata.items()
-        if key.lower() not in _STALE_TAGS
-        and not key.startswith(("_STATISTICS", "BPS", "NUMBER_OF_"))
-    }
+def _accepts(form: str, stream: Stream) -> bool:
+    """Whether a muxer takes a stream; some say so only when they write their header."""
+    try:
+        with av.open(io.BytesIO(), "w", format=form) as trial:
+            trial.add_stream_from_template(stream)
+            trial.start_encoding()
+    except (ValueError, av.FFmpegError):
+        return False
+    return True
+
+
+def _accepts_timecode(form: str, timecode: str, video: VideoStream) -> bool:
+    """Whether a muxer can begin a track of timecodes; only those of MP4 and MOV make one."""
+    try:
+        with av.open(io.BytesIO(), "w", format=form) as trial:
+            context = video.codec_context
+            rate = context.framerate
+            stream = trial.add_mux_stream(
+                "mpeg4", rate=rate, width=context.width, height=context.height
+            )
+            stream.time_base = context.time_base
+            stream.metadata["timecode"] = timecode
+            trial.start_encoding()
+    except av.FFmpegError:
+        return False
+    return True

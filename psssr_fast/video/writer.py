@@ -74,8 +74,8 @@ def open_writer(
     check_output(path, source.path, overwrite)
     target = Path(path)
     if is_image_output(path):
-        return ImageWriter(target, width, height, overwrite)
-    settings = settle(encoder or EncoderSettings(), target, width, height, source.frames)
+        return ImageWriter(target, width, height, overwrite, source)
+    settings = settle(encoder or EncoderSettings(), target, width, height, source.frames, source)
     return VideoWriter(target, source, width, height, settings)
 
 

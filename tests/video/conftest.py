@@ -13,7 +13,7 @@ from av.container import OutputContainer
 from av.stream import Disposition
 from av.video.reformatter import Interpolation
 
-from psssr_fast.video import EncoderSettings, Frame, open_reader, open_writer
+from psssr_fast.video import EncoderSettings, open_reader, open_writer
 
 SAMPLE_RATE = 48000
 SOUND_FORMATS = {  # of the encoder: name, type, full scale
@@ -42,7 +42,7 @@ class Clip:
     pixel_format: str = "yuv420p"
     options: tuple[tuple[str, str], ...] = (("crf", "10"), ("preset", "veryfast"))
     container_options: tuple[tuple[str, str], ...] = ()
-    pictures: tuple[np.ndarray, ...] = ()  # [height, width, 3] uint8
+    pictures: tuple[np.ndarray, ...] = ()  # [height, width, 3 or 4] uint8 or uint16
     duration: int = 0  # ticks of every frame; 0 leaves it to the muxer
     matrix: int = 2
     range: int = 0
@@ -105,7 +105,9 @@ def write_clip(path: Path, clip: Clip) -> Path:
 
 def _picture(clip: Clip, index: int, pts: int) -> av.VideoFrame:
     pixels = clip.pictures[index] if clip.pictures else waves(index, *clip.size)
-    picture = av.VideoFrame.from_ndarray(pixels, format="rgb24").reformat(
+    kinds = {"uint8": ("rgb24", "rgba"), "uint16": ("rgb48le", "rgba64le")}
+    kind = kinds[pixels.dtype.name][pixels.shape[2] - 3]
+    picture = av.VideoFrame.from_ndarray(pixels, format=kind).reformat(
         format=clip.pixel_format,
         dst_colorspace=SWSCALE_MATRIX.get(clip.matrix, 5),
         dst_color_range=clip.range or 1,
@@ -327,7 +329,7 @@ def _transcode(
         with open_writer(target, reader.info, width, height, encoder) as writer:
             for frame in reader:
                 pixels = frame.pixels.repeat(enlarge, axis=0).repeat(enlarge, axis=1)
-                writer.write(Frame(pixels, frame.pts, frame.duration, frame.name))
+                writer.write(frame.with_pixels(pixels))
         return writer.warnings
 
 
@@ -386,10 +388,12 @@ def pictures() -> type:
 
 @pytest.fixture(scope="session")
 def psnr() -> Callable[[np.ndarray, np.ndarray], float]:
-    """Peak signal-to-noise ratio of 8-bit arrays, dB; infinite if they are equal."""
+    """Peak signal-to-noise ratio of 8-bit or 16-bit arrays, dB; infinite if they are equal."""
 
     def measure(a: np.ndarray, b: np.ndarray) -> float:
+        assert a.dtype == b.dtype
+        peak = np.iinfo(a.dtype).max if a.dtype.kind == "u" else 255
         error = np.mean((a.astype(np.float64) - b.astype(np.float64)) ** 2)
-        return float("inf") if error == 0 else float(10 * np.log10(255**2 / error))
+        return float("inf") if error == 0 else float(10 * np.log10(peak**2 / error))
 
     return measure

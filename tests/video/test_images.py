@@ -89,8 +89,10 @@ def test_eight_bit_kinds_are_read_exactly(tmp_path, noise, pixel_format, shape, 
     with open_reader(tmp_path) as reader:
         (frame,) = reader
     assert np.array_equal(frame.pixels, expected(pixels))
-    dropped = ("the alpha channel is dropped",) if pixel_format == "rgba" else ()
-    assert reader.warnings == dropped
+    if pixel_format == "rgba":
+        assert np.array_equal(frame.alpha, pixels[..., 3])
+    assert (frame.alpha is not None, reader.info.alpha) == (pixel_format == "rgba",) * 2
+    assert reader.warnings == ()
 
 
 def test_palettes_are_read_exactly(tmp_path, noise):
@@ -107,22 +109,41 @@ def test_palettes_are_read_exactly(tmp_path, noise):
 
 
 @pytest.mark.parametrize(("pixel_format", "channels"), [("rgb48be", 3), ("rgba64be", 4)])
-def test_sixteen_bits_are_rounded_with_a_warning(tmp_path, noise, pixel_format, channels):
+def test_sixteen_bits_stay_sixteen_bits(tmp_path, noise, pixel_format, channels):
     pixels = noise(30, 41, channels, dtype=np.uint16)
-    write_png(tmp_path / "a.png", pixels, pixel_format)
-    with open_reader(tmp_path) as reader:
+    source, output = tmp_path / "in", tmp_path / "out"
+    source.mkdir()
+    write_png(source / "a.png", pixels, pixel_format)
+    with open_reader(source) as reader, open_writer(output, reader.info, 41, 30) as writer:
         (frame,) = reader
-    expected = np.rint(pixels[..., :3].astype(float) / 257)
-    assert np.array_equal(frame.pixels, expected)
-    assert "16-bit pictures are processed as 8-bit RGB" in reader.warnings
+        writer.write(frame)
+    assert (reader.info.bit_depth, reader.warnings, writer.warnings) == (16, (), ())
+    assert np.array_equal(frame.pixels, pixels[..., :3])
+    with av.open(str(output / "a.png")) as container:
+        picture = next(container.decode(video=0))
+    assert picture.format.name == pixel_format
+    assert np.array_equal(picture.to_ndarray(), pixels)
 
 
-def test_gray_of_sixteen_bits_is_rounded(tmp_path, noise):
+def test_gray_of_sixteen_bits_is_read_exactly(tmp_path, noise):
     pixels = noise(30, 41, dtype=np.uint16)
     write_png(tmp_path / "a.png", pixels, "gray16be")
     with open_reader(tmp_path) as reader:
         (frame,) = reader
-    assert np.array_equal(frame.pixels[..., 1], np.rint(pixels / 257))
+    assert np.array_equal(frame.pixels, np.repeat(pixels[..., None], 3, axis=2))
+
+
+def test_the_deepest_picture_decides_for_all(tmp_path, noise):
+    shallow, deep = noise(8, 9, 3), noise(8, 9, 4, dtype=np.uint16)
+    write_png(tmp_path / "1.png", shallow)
+    write_png(tmp_path / "2.png", deep, "rgba64be")
+    with open_reader(tmp_path) as reader:
+        first, second = reader
+    assert (reader.info.bit_depth, reader.info.alpha) == (16, True)
+    assert np.array_equal(first.pixels, shallow.astype(np.uint16) * 257)
+    assert np.array_equal(second.pixels, deep[..., :3])
+    assert first.alpha is None
+    assert np.array_equal(second.alpha, deep[..., 3])
 
 
 def test_a_pattern_reads_numbered_frames(folder):

@@ -126,6 +126,9 @@ def test_mp4_keeps_chapters_and_drops_text_subtitles_with_a_warning(tmp_path, sa
     assert transcode(tmp_path / "out.mp4", tmp_path / "again.mp4") == ()
     with av.open(str(tmp_path / "again.mp4")) as output:
         assert [chapter["metadata"]["title"] for chapter in output.chapters()] == titles
+        assert len(output.streams.data) == 1  # and its stream is not copied beside
+    assert probe(tmp_path / "again.mp4").data == ()
+    assert probe(tmp_path / "again.mp4").chapters == 2
 
 
 def test_roles_of_streams_are_kept(tmp_path, sample, transcode):
