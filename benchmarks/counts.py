@@ -3,11 +3,14 @@
 For every op, at the full model's 720x1280 in bf16: operators that eager PyTorch runs and bytes
 that they read and write (on the meta device, views left out), beside the launches of our launcher
 (counted as ``tests/test_cubins.py`` does) and the bytes of its operands and results, each once.
+With ``--window``: launches, bytes and operations of a whole window, by the plain networks and by
+the engine; see :mod:`psssr_fast.runtime.tally`.
 """
 
+import argparse
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,10 +21,11 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import torch
 from compile_only import compiling_for
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from psssr_fast.config import settings_for
+from psssr_fast.config import Sampling, settings_for
+from psssr_fast.engine import fuse
+from psssr_fast.forecast import empty_networks
 from psssr_fast.kernels.causal_conv3d import causal_conv3d_triton
 from psssr_fast.kernels.feature_project import feature_project_triton
 from psssr_fast.kernels.flow_step import flow_step_triton
@@ -31,6 +35,7 @@ from psssr_fast.kernels.norm_modulate import norm_modulate_triton
 from psssr_fast.kernels.qk_norm_rope import qk_norm_rope_triton
 from psssr_fast.kernels.rms_norm_silu import rms_norm_silu_triton
 from psssr_fast.kernels.upsample_conv2d import upsample_conv2d_triton
+from psssr_fast.models.sizes import WAN_1_3B
 from psssr_fast.ops.causal_conv3d import causal_conv3d_ref
 from psssr_fast.ops.feature_project import cached_projection
 from psssr_fast.ops.flow_step import flow_step_ref
@@ -40,33 +45,11 @@ from psssr_fast.ops.norm_modulate import norm_modulate_ref
 from psssr_fast.ops.qk_norm_rope import qk_norm_rope_ref
 from psssr_fast.ops.rms_norm_silu import rms_norm_silu_ref
 from psssr_fast.ops.upsample_conv2d import upsample_conv2d_ref
+from psssr_fast.pipeline import Networks, restore_window
+from psssr_fast.runtime.execution import Execution
+from psssr_fast.runtime.tally import CountedGraphs, Tally, stored_bytes, tally
 
 TOKENS, DIM = 28_800, 1536  # of 29 frames
-
-
-class Counter(TorchDispatchMode):
-    """Operators that do work, and the bytes of their operands and results."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.operators = self.bytes = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        if not func.is_view and func._schema.name not in ("aten::detach", "aten::empty"):
-            tensors = [x for x in tree_leaves((args, kwargs, out)) if isinstance(x, Tensor)]
-            self.operators += 1
-            self.bytes += sum(_nbytes(x) for x in tensors)
-        return out
-
-
-def _nbytes(x: Tensor) -> int:
-    """Of the distinct elements: an expanded axis is stored once."""
-    sizes = [n for n, stride in zip(x.shape, x.stride(), strict=True) if stride]
-    count = 1
-    for size in sizes:
-        count *= size
-    return count * x.element_size()
 
 
 @dataclass(frozen=True)
@@ -167,24 +150,75 @@ def frequency_entry() -> Entry:
 
 def row(entry: Entry) -> str:
     """One line of the table."""
-    with Counter() as counter:
+    with tally() as counted:
         entry.eager(*entry.operands)
+    eager = counted.total
     with compiling_for(90) as cubins:
         result = entry.ours(*entry.operands)
     tensors = [x for x in tree_leaves((entry.operands, result)) if isinstance(x, Tensor)]
-    least = sum(_nbytes(x) for x in tensors)
+    least = sum(stored_bytes(x) for x in tensors)
     return (
-        f"| {entry.name} | {counter.operators} | {counter.bytes / 1e9:.2f} | {len(cubins)} | "
-        f"{least / 1e9:.2f} | {counter.bytes / least:.1f} |"
+        f"| {entry.name} | {eager.launches} | {eager.bytes / 1e9:.2f} | {len(cubins)} | "
+        f"{least / 1e9:.2f} | {eager.bytes / least:.1f} |"
     )
 
 
-def main() -> None:
-    """Print the table."""
+def windows() -> Iterator[tuple[str, Tally]]:
+    """Ways to restore a window of 29 frames 720x1280 by the full model, and what each takes."""
+    device, dtype, sampling = torch.device("cuda"), torch.bfloat16, Sampling()
+    networks = empty_networks(WAN_1_3B, dtype, sampling, "plain", device)
+    picture = torch.empty(29, 3, 720, 1280, device="meta")
+
+    def counted(networks: Networks, profile: str, into: Tally, together: bool = False) -> Tally:
+        with tally(into):
+            restore_window(networks, picture, settings_for(profile), Execution(together))
+        return into
+
+    yield "plain, paper", counted(networks, "paper", Tally())
+    yield "plain", counted(networks, "released", Tally())
+    fused = fuse(networks, sampling)
+    yield "engine, launch by launch", counted(fused, "released", Tally())
+    yield "the same, both decodes at once", counted(fused, "released", Tally(), together=True)
+    into = Tally()
+    yield "engine, graphs", counted(fuse(networks, sampling, CountedGraphs(into)), "released", into)
+
+
+def window_rows(name: str, counted: Tally) -> Iterator[str]:
+    """Lines of the table: the whole, and every stage."""
+    for stage, count in {"all": counted.total, **counted.stages}.items():
+        yield (
+            f"| {name} | {stage} | {count.launches:,} | {count.replays} | "
+            f"{count.bytes / 1e9:,.1f} | {count.flops / 1e12:,.2f} |"
+        )
+
+
+def print_ops() -> None:
+    """The table of ops."""
     print("| op | eager operators | eager GB | launches | GB of operands | eager bytes / ours |")
     print("|---|---|---|---|---|---|")
     for entry in [*transformer_entries(), *vae_entries(), frequency_entry()]:
         print(row(entry), flush=True)
+
+
+def print_windows() -> None:
+    """The table of windows, and the ratios that matter."""
+    print("| window | stage | launches | replays of graphs | GB | TFLOP |")
+    print("|---|---|---|---|---|---|")
+    found = dict(windows())
+    for name, counted in found.items():
+        print("\n".join(window_rows(name, counted)), flush=True)
+    plain, engine = found["plain"], found["engine, launch by launch"]
+    vae = [one.stages["encode"] + one.stages["decode"] for one in (engine, plain)]
+    print(f"engine / plain: FLOP {engine.total.flops / plain.total.flops:.3f}, ", end="")
+    print(f"bytes {engine.total.bytes / plain.total.bytes:.3f}, ", end="")
+    print(f"bytes of the VAE {vae[0].bytes / vae[1].bytes:.3f}")
+
+
+def main() -> None:
+    """Command line of the script."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--window", action="store_true", help="whole windows instead of ops")
+    print_windows() if parser.parse_args().window else print_ops()
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ takes the three taps of a column in one step, reads 6 lines and 3 blocks of weig
 That allows 768.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -86,9 +87,39 @@ class Tile:
     flat: bool = False
 
 
+Chooser = Callable[[Problem, list[Tile]], Tile | None]
+_measured: Chooser | None = None  # who knows what was measured
+_decided: dict[Problem, Tile | None] = {}
+
+
+def decide_by(chooser: Chooser | None) -> None:
+    """Have a choice made by measurement from now on.
+
+    Args:
+        chooser: is given a problem and its candidates and returns one of them, or ``None`` where a
+            library's convolution is faster than all; without one the first candidate is taken.
+    """
+    global _measured
+    _measured = chooser
+    _decided.clear()
+
+
+def _decide(problem: Problem) -> Tile | None:
+    if problem not in _decided:
+        tiles = candidate_tiles(problem)
+        _decided[problem] = tiles[0] if _measured is None else _measured(problem, tiles)
+    return _decided[problem]
+
+
+def library_is_faster(problem: Problem) -> bool:
+    """Whether a library's convolution is to be taken."""
+    return _decide(problem) is None
+
+
 def choose_tile(problem: Problem) -> Tile:
-    """The tile for a problem: the first of :func:`candidate_tiles`."""
-    return candidate_tiles(problem)[0]
+    """The tile for a problem: the one that was measured to be the fastest, if any was, or the first
+    of :func:`candidate_tiles`."""
+    return _decide(problem) or candidate_tiles(problem)[0]
 
 
 def candidate_tiles(problem: Problem) -> list[Tile]:

@@ -11,7 +11,13 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from psssr_fast.kernels._conv_tiles import FRAME_GROUP, Problem, Tile, choose_tile
+from psssr_fast.kernels._conv_tiles import (
+    FRAME_GROUP,
+    Problem,
+    Tile,
+    choose_tile,
+    library_is_faster,
+)
 from psssr_fast.kernels._launch import architecture, launcher
 
 
@@ -298,6 +304,18 @@ def _descriptor(tensor: Tensor, shape: list[int], box: list[int]) -> TensorDescr
     for size in reversed(shape[1:]):
         strides.insert(0, strides[0] * size)
     return TensorDescriptor(tensor, shape, strides, box)
+
+
+def better_by_library(x: Tensor, weight: Tensor) -> bool:
+    """Whether a library's convolution was measured to be faster than this kernel.
+
+    Args:
+        x: ring, ``[B, C, R, H, W]``.
+        weight: ``[N, C, kt, kh, kw]``.
+    """
+    kernel = weight.shape[2], weight.shape[3], weight.shape[4]
+    last = x.permute(0, 2, 3, 4, 1)
+    return library_is_faster(Problem.of(last, kernel, len(weight), 1, architecture(x)))
 
 
 @launcher

@@ -2,9 +2,20 @@
 
 from torch import Tensor
 
-from psssr_fast.kernels._conv_tiles import Tile
-from psssr_fast.kernels._launch import launcher
+from psssr_fast.kernels._conv_tiles import Problem, Tile, library_is_faster
+from psssr_fast.kernels._launch import architecture, launcher
 from psssr_fast.kernels.causal_conv3d import implicit_gemm
+
+
+def better_by_library(x: Tensor, weight: Tensor) -> bool:
+    """Whether doubling and a library's convolution were measured to be faster than this kernel.
+
+    Args:
+        x: ``[B, C, T, H, W]``.
+        weight: ``[N, C, 3, 3]``.
+    """
+    last = x.permute(0, 2, 3, 4, 1)
+    return library_is_faster(Problem.of(last, (1, 2, 2), len(weight), 2, architecture(x)))
 
 
 @launcher

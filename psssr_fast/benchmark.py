@@ -20,13 +20,14 @@ from torch import Tensor, nn
 
 from psssr_fast.attention import Problem, select_attention
 from psssr_fast.config import Settings, settings_for
-from psssr_fast.engine import check_engine
+from psssr_fast.engine import EngineName, check_engine
 from psssr_fast.errors import OutputError
-from psssr_fast.forecast import Forecaster, device_name, empty_networks, model_size
+from psssr_fast.forecast import Forecaster, empty_networks, model_size
 from psssr_fast.models.codec import WanCodec
 from psssr_fast.models.dit import Dit
 from psssr_fast.models.sizes import SIZES, ModelSize
 from psssr_fast.pipeline import Networks, restore_window
+from psssr_fast.runtime.choices import device_name
 from psssr_fast.runtime.clock import StageClock, copy_rate, matmul_rate, timed, wait_for
 from psssr_fast.runtime.cost import window_work
 from psssr_fast.runtime.memory import measure_peak
@@ -47,6 +48,7 @@ class Workload:
         source: of the model; the name of a size that is not embedded gets random weights.
         frames, height, width: of a window, in output pixels.
         device, dtype: where and in what to compute.
+        engine: that restores it.
         rounds: of which the median is taken.
         stages: measure each stage too.
         trace: where to write a Chrome trace of one window.
@@ -59,6 +61,7 @@ class Workload:
     width: int
     device: torch.device
     dtype: torch.dtype
+    engine: EngineName = "fused"
     rounds: int = 3
     stages: bool = False
     trace: Path | None = None
@@ -165,7 +168,7 @@ def measure(workload: Workload, import_s: float | None, tell: Callable[[str], No
     _check_writable(trace)
     tell("loading, and a first window")
     size = model_size(workload.source, offline=workload.offline)
-    upscaler, load_s = timed(device, lambda: _load(workload, size))
+    upscaler, load_s = timed(device, lambda: load_upscaler(workload, size))
     window = _Window(workload, size, upscaler)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -249,7 +252,7 @@ def _has_weights(source: str) -> bool:
     return source in EMBEDDED or source not in SIZES or Path(source).exists()
 
 
-def _load(workload: Workload, size: ModelSize) -> Upscaler:
+def load_upscaler(workload: Workload, size: ModelSize) -> Upscaler:
     """The model, with windows of the workload's size."""
     windows = resized(size.windows, workload.frames, workload.height, workload.width)
     settings = settings_for("released", windows)
@@ -259,10 +262,11 @@ def _load(workload: Workload, size: ModelSize) -> Upscaler:
             device=workload.device,
             dtype=workload.dtype,
             settings=settings,
+            engine=workload.engine,
             offline=workload.offline,
         )
     networks, attention = random_networks(size, workload.dtype, workload.device, settings)
-    return Upscaler(networks, settings, size.name, attention, engine="fused")
+    return Upscaler(networks, settings, size.name, attention, workload.engine)
 
 
 def random_networks(

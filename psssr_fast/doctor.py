@@ -17,6 +17,7 @@ from psssr_fast.errors import ModelError
 from psssr_fast.loading import resolve_device
 from psssr_fast.models.sizes import NANO, WAN_1_3B, ModelSize
 from psssr_fast.native import native_problem
+from psssr_fast.runtime.choices import VARIABLE, choices_path, recall
 from psssr_fast.weights_report import verify
 from psssr_fast.weights_source import EMBEDDED
 
@@ -104,6 +105,7 @@ class Examination:
     encoders: tuple[Encoder, ...]
     models: tuple[Model, ...]
     cache: str
+    choices: str
 
 
 def examine() -> Examination:
@@ -115,6 +117,7 @@ def examine() -> Examination:
         encoders=tuple(Encoder(name, has_encoder(name)) for name in ENCODERS),
         models=tuple(_model(name) for name in EMBEDDED),
         cache=_cache(),
+        choices=_choices(),
     )
 
 
@@ -224,3 +227,12 @@ def _cache() -> str:
     from huggingface_hub.constants import HF_HUB_CACHE
 
     return os.path.abspath(HF_HUB_CACHE)
+
+
+def _choices() -> str:
+    """Where measured choices are kept, and how many hold for this machine."""
+    path = choices_path()
+    if path is None:
+        return f"off, by {VARIABLE}"
+    count = len(recall(resolve_device("auto")))
+    return f"{path}: {count} for this machine" + ("" if count else "; psssr warmup makes them")

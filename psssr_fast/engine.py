@@ -11,12 +11,14 @@ from torch import Tensor
 
 from psssr_fast.config import Sampling
 from psssr_fast.errors import UsageError
-from psssr_fast.models.codec import Codec, WanCodec
+from psssr_fast.models.codec import Codec, NanoCodec, WanCodec
 from psssr_fast.models.dit import Dit
 from psssr_fast.models.vae import WanVae
 from psssr_fast.pipeline import Networks
+from psssr_fast.runtime.codec_engine import FusedNanoCodec, can_fuse
 from psssr_fast.runtime.dit_engine import FusedDit
 from psssr_fast.runtime.graphs import GraphCache
+from psssr_fast.runtime.tuning import use_remembered
 from psssr_fast.runtime.vae_engine import FusedVae
 from psssr_fast.sampling import make_schedule
 
@@ -48,16 +50,19 @@ class GraphedVae:
         return self.graphs.run(("decode", chunked), decode, latents)
 
 
-def fuse(networks: Networks, sampling: Sampling) -> Networks:
+def fuse(networks: Networks, sampling: Sampling, graphs: GraphCache | None = None) -> Networks:
     """The engine of a model for one schedule.
 
     Args:
         networks: plain ones, as they were loaded; the engine shares most of their weights.
         sampling: whose timesteps the engine will be asked for.
+        graphs: where its stages are captured; by default a new cache on CUDA, and none elsewhere.
     """
     assert isinstance(networks.base, Dit) and isinstance(networks.draft, Dit)
     first, *later = make_schedule(sampling).timesteps
-    graphs = GraphCache() if networks.device.type == "cuda" else None
+    if graphs is None and networks.device.type == "cuda":
+        graphs = GraphCache()
+        use_remembered(networks.device)
     return Networks(
         base=FusedDit(networks.base, [first], networks.context),
         draft=FusedDit(networks.draft, later, networks.context),
@@ -68,7 +73,10 @@ def fuse(networks: Networks, sampling: Sampling) -> Networks:
 
 
 def _fused_codec(codec: Codec, graphs: GraphCache | None) -> Codec:
-    if not (isinstance(codec, WanCodec) and isinstance(codec.vae, WanVae)):
-        return codec
-    vae = FusedVae(codec.vae)
-    return WanCodec(vae if graphs is None else GraphedVae(vae, graphs))
+    if isinstance(codec, WanCodec) and isinstance(codec.vae, WanVae):
+        vae = FusedVae(codec.vae)
+        return WanCodec(vae if graphs is None else GraphedVae(vae, graphs))
+    if isinstance(codec, NanoCodec):
+        weight = codec.read.weight
+        return FusedNanoCodec(codec) if can_fuse(weight.device, weight.dtype) else codec
+    return codec

@@ -6,7 +6,6 @@ without any there is none.
 """
 
 import json
-import platform
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,15 +19,17 @@ from psssr_fast.checkpoint import find_parts
 from psssr_fast.config import Sampling, Settings, Windows
 from psssr_fast.engine import EngineName, fuse
 from psssr_fast.errors import UsageError
-from psssr_fast.models.codec import Codec, NanoCodec, WanCodec
+from psssr_fast.models.codec import NanoCodec, WanCodec
 from psssr_fast.models.dit import Dit
 from psssr_fast.models.prompt import TEXT_LENGTH
 from psssr_fast.models.sizes import SIZES, ModelSize, VaeSize
 from psssr_fast.models.vae import WanVae
 from psssr_fast.pipeline import Networks, restore_window
+from psssr_fast.runtime.codec_engine import FusedNanoCodec, can_fuse
 from psssr_fast.runtime.cost import Shape, Work, window_work
 from psssr_fast.runtime.cpu import fastest_dtype
 from psssr_fast.runtime.dit_engine import FusedDit
+from psssr_fast.runtime.execution import Execution
 from psssr_fast.runtime.memory import Peak, rehearse, tensor_bytes
 from psssr_fast.runtime.planner import (
     Job,
@@ -165,26 +166,13 @@ def empty_networks(
     if engine == "plain":
         return networks
     fused = fuse(networks, sampling)
+    if isinstance(codec, NanoCodec) and can_fuse(device, dtype):
+        fused = replace(fused, codec=FusedNanoCodec(codec))
     if windowed:  # the engine has this way on a CPU as well, where no backend asks for it
         for transformer in (fused.base, fused.draft):
             assert isinstance(transformer, FusedDit)
             transformer.windows = windows_triton
     return fused
-
-
-class _Twice:
-    """A codec that decodes everything twice, as a batch of two."""
-
-    def __init__(self, codec: Codec) -> None:
-        self._codec = codec
-        self.frames_multiple, self.pixels_multiple = codec.frames_multiple, codec.pixels_multiple
-
-    def encode(self, picture: Tensor) -> tuple[Tensor, Tensor | None]:
-        return self._codec.encode(picture)
-
-    def decode(self, latents: Tensor, condition: Tensor | None) -> Tensor:
-        twice = None if condition is None else condition.expand(2, *condition.shape[1:])
-        return self._codec.decode(torch.cat([latents, latents]), twice)[:1]
 
 
 class Forecaster:
@@ -219,17 +207,16 @@ class Forecaster:
     def peak(self, shape: Shape, together: bool = False) -> Peak:
         """Of :func:`~psssr_fast.pipeline.restore_window` on one window; kept for the next time.
 
-        ``together``: as if what is decoded were two.
+        ``together``: with both decodes as one batch.
         """
         key = shape, together
         if key not in self._peaks:
             frames, height, width = shape
             picture = torch.empty(frames, 3, height, width, device="meta")
-            networks = self.networks
-            if together:
-                networks = replace(networks, codec=_Twice(networks.codec))
+            execution = Execution(batched_decodes=together)
             self._peaks[key] = rehearse(
-                lambda: restore_window(networks, picture, self.settings), self.device
+                lambda: restore_window(self.networks, picture, self.settings, execution),
+                self.device,
             )
         return self._peaks[key]
 
@@ -278,18 +265,6 @@ class Forecaster:
             return None
         seconds = self.rates.seconds(self.work(job, windows))
         return Time(seconds, self.rates.at_least, self.rates.source)
-
-
-def device_name(device: torch.device) -> str:
-    """What a device is, as its maker calls it."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor() or platform.machine())
 
 
 def free_memory(device: torch.device) -> Limit | None:

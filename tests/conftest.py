@@ -13,6 +13,7 @@ import torch
 ROOT = Path(__file__).parents[1]
 sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != ROOT]
 
+os.environ["PSSSR_CHOICES"] = "off"  # what a warm-up of this machine found is no business of tests
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # must precede the first import of triton
 

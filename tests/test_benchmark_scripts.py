@@ -53,6 +53,14 @@ def test_counts_has_a_row_for_each_op_with_one_launch():
     assert {row[3] for row in rows} == {"1"}
 
 
+def test_counts_of_windows_show_what_the_engine_leaves_out():
+    rows = [line.strip("| ").split(" | ") for line in run("counts.py", "--window").splitlines()]
+    launches = {row[0]: (row[2], row[3]) for row in rows if row[1:2] == ["all"]}
+    assert len(launches) == 5
+    assert int(launches["plain, paper"][0].replace(",", "")) > 19_000
+    assert launches["engine, graphs"][1] == "5"
+
+
 def test_quality_prints_what_the_model_card_says():
     out = run("quality.py", ROOT / "tests" / "data" / "bbb_360p_heldout.mp4")
     card = (ROOT / "psssr_fast" / "weights" / "nano.md").read_text()

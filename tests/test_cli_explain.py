@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from cli_fixtures import Psssr, run_process, write_frames, write_video
 
-from psssr_fast.forecast import device_name
+from psssr_fast.runtime.choices import device_name
 from psssr_fast.runtime.planner import GIB
 
 

@@ -1,3 +1,7 @@
+import platform
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -44,3 +48,29 @@ def test_bf16_moves_pixels_by_a_level_at_most():
     )
     difference = abs(exact - low)
     assert difference.max() <= 3 and difference.mean() < 0.3  # noise, the worst there is
+
+
+FAULTS = """
+import resource, sys, torch
+from psssr_fast.runtime.cpu import keep_freed_memory
+if sys.argv[1] == "keep":
+    assert keep_freed_memory()
+def run():
+    blocks = [torch.zeros(2**23) for _ in range(3)]
+run()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(5):
+    run()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries keep their ways")
+def test_memory_that_is_kept_is_not_fetched_again():
+    """In processes of their own: it would stay for all tests after it."""
+
+    def faults(how: str) -> int:
+        command = [sys.executable, "-c", FAULTS, how]
+        return int(subprocess.run(command, capture_output=True, check=True).stdout)
+
+    assert faults("keep") < 0.5 * faults("default")

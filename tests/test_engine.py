@@ -1,51 +1,19 @@
 """A whole window by the engine is as accurate as by the plain networks."""
 
-import copy
 import threading
 from dataclasses import replace
 
 import pytest
 import torch
-from model_fixtures import networks as nano_like
+from model_fixtures import MODELS, in_dtype, wan_like
 
 from psssr_fast.config import Sampling, settings_for
 from psssr_fast.engine import check_engine, fuse
 from psssr_fast.errors import UsageError
-from psssr_fast.models.codec import NanoCodec, WanCodec
-from psssr_fast.models.dit import Dit
-from psssr_fast.models.sizes import DitSize, VaeSize
-from psssr_fast.models.vae import WanVae
 from psssr_fast.pipeline import Networks, restore_window
 from psssr_fast.runtime.graphs import GraphCache
 from psssr_fast.testing import assert_as_accurate
 from psssr_fast.upscaler import Upscaler
-
-WAN = DitSize(dim=48, ffn_dim=64, heads=2, layers=4, kept_blocks=(1, 3), text_dim=16, freq_dim=16)
-
-
-def wan_like() -> Networks:
-    """The structure of the full model, small."""
-    torch.manual_seed(5)
-    base, draft, vae = Dit(WAN), Dit(WAN, draft=True), WanVae(VaeSize(dim=8, res_blocks=1))
-    for network in (base, draft, vae):
-        network.eval().requires_grad_(False)
-    context = torch.randn(1, 12, 16)
-    context[:, 4:] = 0
-    return Networks(base, draft, WanCodec(vae), context)
-
-
-def in_dtype(networks: Networks, dtype: torch.dtype) -> Networks:
-    """A copy of plain networks in another dtype."""
-    copied = copy.deepcopy(networks)
-    codec = copied.codec
-    (codec if isinstance(codec, NanoCodec) else codec.vae).to(dtype)
-    context = None if copied.context is None else copied.context.to(dtype)
-    return replace(
-        copied, base=copied.base.to(dtype), draft=copied.draft.to(dtype), context=context
-    )
-
-
-MODELS = {"wan": wan_like, "nano": lambda: nano_like(trained=True)}
 
 
 @pytest.mark.parametrize("model", MODELS)

@@ -8,7 +8,8 @@ import torch
 from psssr_fast.errors import UsageError
 from psssr_fast.models.sizes import VaeSize
 from psssr_fast.models.vae import WanVae
-from psssr_fast.runtime.vae_engine import FusedVae, Pass, _put
+from psssr_fast.runtime.rings import Pass, Place, put
+from psssr_fast.runtime.vae_engine import FusedVae
 
 SIZE = VaeSize(dim=8, res_blocks=1)
 
@@ -73,6 +74,48 @@ def test_calls_share_nothing(vae):
     assert torch.equal(fused.decode(one, chunked=True), first)
 
 
+def test_layers_that_share_a_ring_find_their_history_and_nothing_else(vae):
+    """Against rings of their own, with chunks of any length up to the longest."""
+    lengths, count, history = (1, 4, 4, 2, 3, 1, 4, 4, 4), 5, 2
+    shared, own, position = Pass(keep=True), Pass(keep=True), 0
+    clips = torch.randn(count, 1, 2, sum(lengths), 2, 3)
+    for length in lengths:
+        for layer, clip in enumerate(clips):
+            chunk = clip[:, :, position : position + length]
+            for state, place in ((shared, Place(0, layer, count, 4)), (own, None)):
+                ring, first, past = state.ring(layer, chunk, history, place)
+                put(chunk, ring, first)
+                assert past == min(position, history)
+                slots = [(first + t) % ring.shape[2] for t in range(-past, length)]
+                assert torch.equal(
+                    ring[:, :, slots], clip[:, :, position - past :][:, :, : past + length]
+                )
+        position += length
+    ring, _ = shared._shared[0]
+    assert ring.shape[2] == history * count + 4
+
+
+def test_a_shared_ring_is_not_used_out_of_order():
+    state, chunk = Pass(keep=True), torch.randn(1, 2, 4, 2, 3)
+    state.ring("first", chunk, 2, Place(0, 0, 2, 4))
+    with pytest.raises(AssertionError, match="out of order"):
+        state.ring("first", chunk, 2, Place(0, 0, 2, 4))
+    state.ring("second", chunk, 2, Place(0, 1, 2, 4))
+    with pytest.raises(AssertionError, match="no room"):
+        state.ring("first", torch.randn(1, 2, 5, 2, 3), 2, Place(0, 0, 2, 4))
+
+
+def test_layers_of_a_level_share_a_ring(vae):
+    fused = FusedVae(vae)
+    places = [c.place for layer in fused.decoder for c in getattr(layer, "convolutions", list)()]
+    assert all(place is not None for place in places)
+    assert len({place.ring for place in places}) < len(places) / 2
+    for ring in {place.ring for place in places}:
+        sharing = [place for place in places if place.ring == ring]
+        assert [place.index for place in sharing] == list(range(sharing[0].count))
+    assert {place.frames for place in places} == {1, 2, 4}
+
+
 def test_wrong_shapes_are_refused_like_the_plain_vae_does(vae):
     fused = FusedVae(vae)
     with pytest.raises(UsageError, match="need 4n \\+ 1"):
@@ -87,7 +130,7 @@ def test_a_ring_keeps_the_last_frames_wherever_they_are():
     for length in (1, 4, 4, 2, 4, 1, 1, 4, 6):
         chunk = clip[:, :, position : position + length]
         ring, first, past = state.ring("layer", chunk, history=2)
-        _put(chunk, ring, first)
+        put(chunk, ring, first)
         assert past == min(position, 2)
         for back in range(-past, length):
             slot = (first + back) % ring.shape[2]

@@ -70,25 +70,30 @@ def bench(
     trace: Trace = None,
     device: options.Device = "auto",
     dtype: options.DtypeChoice = options.Dtype.AUTO,
+    engine: options.Engine = "fused",
     offline: options.Offline = False,
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> int:
     """Measure how fast this machine is: cold start, one window, file to file, every stage."""
     height, width = numbers("--size", size, "HEIGHTxWIDTH")
-    least = {"--size": min(height, width), "--frames": frames, "--rounds": rounds}
-    for option, value in least.items():
-        if value is not None and value < 1:
-            raise UsageError(f"{option} must be at least 1; got {value}")
+    check_at_least_one({"--size": min(height, width), "--frames": frames, "--rounds": rounds})
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler talks on stderr
     cold, begin = "torch" not in sys.modules, time.perf_counter()
     from psssr_fast.benchmark import measure
 
     import_s = time.perf_counter() - begin if cold else None
+    from psssr_fast.engine import check_engine
+    from psssr_fast.runtime.cpu import keep_freed_memory
+
     console = ctx.obj.console
     with messages_to(console):
-        workload = _workload(model, (frames, height, width), device, dtype)
-        workload = replace(workload, rounds=rounds, stages=stages, trace=trace, offline=offline)
+        workload = choose_workload(model, (frames, height, width), device, dtype, offline)
+        workload = replace(
+            workload, engine=check_engine(engine), rounds=rounds, stages=stages, trace=trace
+        )
+        if workload.device.type == "cpu":
+            keep_freed_memory()  # as psssr upscale does
         found = measure(workload, import_s, console.note)
     if as_json:
         print_document("bench", found.to_json())
@@ -97,8 +102,19 @@ def bench(
     return OK
 
 
-def _workload(
-    model: str | None, shape: tuple[int | None, int, int], device: str, dtype: options.Dtype
+def check_at_least_one(options: dict[str, int | None]) -> None:
+    """Raise UsageError for an option that is given and less than 1."""
+    for option, value in options.items():
+        if value is not None and value < 1:
+            raise UsageError(f"{option} must be at least 1; got {value}")
+
+
+def choose_workload(
+    model: str | None,
+    shape: tuple[int | None, int, int],
+    device: str,
+    dtype: options.Dtype,
+    offline: bool,
 ) -> "Workload":
     """What is to be measured, with what the user left open filled in."""
     from psssr_fast.benchmark import Workload
@@ -109,7 +125,7 @@ def _workload(
     source = model or (ON_CPU if where.type == "cpu" else ON_GPU)
     frames = shape[0] or FRAMES.get(source, FRAMES[ON_GPU])
     what = choose_dtype(where, None if dtype is options.Dtype.AUTO else str(dtype))
-    return Workload(source, frames, *shape[1:], device=where, dtype=what)
+    return Workload(source, frames, *shape[1:], device=where, dtype=what, offline=offline)
 
 
 def _print(found: "Result") -> None:

@@ -53,4 +53,4 @@ def _print(found: "Examination") -> None:
     print_line("Models")
     for model in found.models:
         print_fields({model.name: model.problem or f"ok, {model.parameters:,} parameters"})
-    print_fields({"cache": found.cache})
+    print_fields({"cache": found.cache, "measured choices": found.choices})

@@ -136,9 +136,12 @@ def _(
     frames: int = -1,
     past: int = 0,
 ) -> Tensor:
-    from psssr_fast.kernels.causal_conv3d import causal_conv3d_triton
+    from psssr_fast.kernels.causal_conv3d import better_by_library, causal_conv3d_triton
 
     frames = _frames(x, frames)
+    if better_by_library(x, weight):
+        y = causal_conv3d_ref(x, weight, bias, residual, first, frames, past)
+        return y.contiguous(memory_format=LAYOUT)
     _check(x, weight, bias, residual, frames, past)
     return causal_conv3d_triton(x, weight, bias, residual, first, frames, past)
 

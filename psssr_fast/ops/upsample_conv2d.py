@@ -104,9 +104,11 @@ def upsample_conv2d(
 
 @upsample_conv2d.register_kernel("cuda")
 def _(x: Tensor, weight: Tensor, bias: Tensor, phases: Tensor | None = None) -> Tensor:
-    from psssr_fast.kernels.upsample_conv2d import upsample_conv2d_triton
+    from psssr_fast.kernels.upsample_conv2d import better_by_library, upsample_conv2d_triton
 
     _check(x, weight, bias, phases)
+    if better_by_library(x, weight):
+        return upsample_conv2d_ref(x, weight, bias).contiguous(memory_format=LAYOUT)
     return upsample_conv2d_triton(
         x, pack_upsample_weight(weight) if phases is None else phases, bias
     )

@@ -40,6 +40,8 @@ from psssr_fast.ops.norm_modulate import norm_modulate
 from psssr_fast.ops.qk_norm_rope import qk_norm_rope
 from psssr_fast.ops.window_attention import window_attention
 
+ONEDNN = torch.backends.mkldnn.is_available()  # whether torch was built with it
+
 
 @dataclass(frozen=True)
 class PromptKeys:
@@ -112,8 +114,8 @@ def linear_gelu(x: Tensor, layer: nn.Linear) -> Tensor:
     On a CPU oneDNN applies it to the product while that is in the cache, through the operator that
     ``torch.compile`` would use; PyTorch's own gelu takes longer there than the product.
     """
-    fused = x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16)
-    if fused and torch.backends.mkldnn.is_available() and not torch.is_grad_enabled():
+    fused = ONEDNN and x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16)
+    if fused and not torch.is_grad_enabled():
         linear = torch.ops.mkldnn._linear_pointwise
         return linear(x, layer.weight, layer.bias, "gelu", [], "tanh")
     return F.gelu(layer(x), approximate="tanh")

@@ -31,6 +31,7 @@ OUTSIDE = "outside"  # between the stages
 _Layout = tuple[torch.Size, tuple[int, ...], torch.dtype]
 _OURS = "psssr_fast"
 _CONVOLUTION = torch.ops.aten.convolution.default
+_WHOLE = (torch.ops.aten._upsample_nearest_exact2d,)  # only taken apart where there is no device
 _REMEMBERED = 2**15  # calls
 
 
@@ -164,8 +165,8 @@ class _Tracker(TorchDispatchMode):
             with self:
                 return func.decompose(*args, **kwargs)
         scratch = _own_scratch(func, args, kwargs, self.device) if func.namespace == _OURS else 0
-        if _makes_new_tensors(func):
-            result, made = _looked_up(func, args, kwargs)
+        if makes_new_tensors(func):
+            result, made = look_up(func, args, kwargs)
             if func is _CONVOLUTION and made:
                 how = carry_out(args, result, self.device)
                 result, scratch = _laid_out(result, how.layout), how.scratch
@@ -226,11 +227,13 @@ class _FusedAttention(TorchFunctionMode):
 
 @cache
 def _is_composite(func: OpOverload) -> bool:
+    if func.overloadpacket in _WHOLE:
+        return False
     return func.has_kernel_for_dispatch_key(DispatchKey.CompositeImplicitAutograd)
 
 
 @cache
-def _makes_new_tensors(func: OpOverload) -> bool:
+def makes_new_tensors(func: OpOverload) -> bool:
     """Whether an operator's results share no memory with its arguments, and it changes none."""
     schema = func._schema
     return not any(item.alias_info for item in (*schema.arguments, *schema.returns))
@@ -260,7 +263,7 @@ def _own_scratch(
     return _known_scratch[key]
 
 
-def _looked_up(
+def look_up(
     func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[Any, Sequence[Tensor]]:
     """What ``func`` returns, if possible without calling it, and the tensors that are new."""

@@ -10,6 +10,8 @@ from contextvars import ContextVar
 
 import torch
 
+from psssr_fast.faults import fault
+
 STAGES = ("encode", "base", "draft", "decode", "update")
 """In the order in which a window goes through them; ``decode`` comes more than once."""
 
@@ -21,7 +23,8 @@ _listener: ContextVar[Listener | None] = ContextVar("listener", default=None)
 
 
 def stage(name: str) -> AbstractContextManager[None]:
-    """The context of a stage: ``with stage("encode"): ...``."""
+    """The context of a stage: ``with stage("encode"): ...``; also a point of faults."""
+    fault(name)
     listener = _listener.get()
     if listener is not None:
         return listener(name)

@@ -17,7 +17,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from psssr_fast.models.vae import (
-    CausalCache,
     CausalSequential,
     Downsample,
     FrameAttention,
@@ -32,67 +31,7 @@ from psssr_fast.ops.causal_conv3d import causal_conv3d, pack_conv_weight
 from psssr_fast.ops.mid_attention import mid_attention
 from psssr_fast.ops.rms_norm_silu import rms_norm_silu, rms_norm_silu_into
 from psssr_fast.ops.upsample_conv2d import pack_upsample_weight, upsample_conv2d
-
-Layer = Callable[[Tensor, "Pass"], Tensor]
-
-
-class Pass:
-    """What one pass over one clip remembers between chunks.
-
-    Attributes:
-        cache: of the few layers that are run as the plain VAE runs them; knows where the clip is.
-    """
-
-    def __init__(self, keep: bool) -> None:
-        """Begin a clip; ``keep=False`` if it comes as a single chunk."""
-        self.cache = CausalCache(keep)
-        self._keep = keep
-        self._rings: dict[object, tuple[Tensor, int]] = {}
-
-    def ring(self, layer: object, like: Tensor, history: int) -> tuple[Tensor, int, int]:
-        """Room for a chunk of the input of a convolution, behind its history.
-
-        Frame ``n`` of the clip is in slot ``n % R`` of the ring ``[B, C, R, H, W]``.
-
-        Args:
-            layer: whose input it is.
-            like: shape and dtype of the chunk, ``[B, C, T, H, W]``.
-            history: frames that the convolution looks back.
-
-        Returns:
-            The ring, the slot of the chunk's first frame, and how many frames before it are there.
-        """
-        frames = like.shape[2]
-        if not self._keep:
-            return _empty(like, frames), 0, 0
-        ring, seen = self._rings.get(layer, (None, 0))
-        if ring is None or ring.shape[2] < frames + history:
-            ring = _grown(ring, _empty(like, frames + history), seen, history)
-        self._rings[layer] = ring, seen + frames
-        return ring, seen % ring.shape[2], min(seen, history)
-
-
-def _empty(like: Tensor, frames: int) -> Tensor:
-    batch, channels, _, height, width = like.shape
-    shape = batch, channels, frames, height, width
-    return torch.empty(
-        shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last_3d
-    )
-
-
-def _grown(old: Tensor | None, new: Tensor, seen: int, history: int) -> Tensor:
-    """Move the last frames of a ring to their slots in a larger one."""
-    if old is not None:
-        for frame in range(max(0, seen - history), seen):
-            new[:, :, frame % new.shape[2]] = old[:, :, frame % old.shape[2]]
-    return new
-
-
-def _put(x: Tensor, ring: Tensor, first: int) -> None:
-    """Write the frames of ``x`` into a ring from slot ``first`` on."""
-    whole = min(x.shape[2], ring.shape[2] - first)
-    ring[:, :, first : first + whole] = x[:, :, :whole]
-    ring[:, :, : x.shape[2] - whole] = x[:, :, whole:]
+from psssr_fast.runtime.rings import Pass, Place, put
 
 
 class _Convolution(nn.Module):
@@ -104,6 +43,7 @@ class _Convolution(nn.Module):
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
         self.history = weight.shape[2] - 1
+        self.place: Place | None = None  # of the ring of its own that it has until it is given one
         bias = weight.new_zeros(weight.shape[0]) if bias is None else bias
         self.register_buffer("weight", pack_conv_weight(weight))
         self.register_buffer("bias", bias)
@@ -112,7 +52,7 @@ class _Convolution(nn.Module):
         self, x: Tensor, gamma: Tensor, state: Pass, residual: Tensor | None = None
     ) -> Tensor:
         """Convolve ``silu(norm(x))`` and add ``residual``."""
-        ring, first, past = state.ring(self, x, self.history)
+        ring, first, past = state.ring(self, x, self.history, self.place)
         rms_norm_silu_into(x, gamma, ring, first, True)
         return self._convolve(ring, x.shape[2], first, past, residual)
 
@@ -121,7 +61,7 @@ class _Convolution(nn.Module):
         if self.history == 0:
             return self._convolve(x, x.shape[2], 0, 0, None)
         ring, first, past = state.ring(self, x, self.history)
-        _put(x, ring, first)
+        put(x, ring, first)
         return self._convolve(ring, x.shape[2], first, past, None)
 
     def _convolve(
@@ -150,6 +90,10 @@ class _Residual(nn.Module):
         self.gamma2, self.conv2 = _gamma(norm2), _convolution(conv2)
         same = isinstance(block.shortcut, nn.Identity)
         self.shortcut = None if same else _convolution(block.shortcut)
+
+    def convolutions(self) -> list[_Convolution]:
+        """Those that run after a norm, in their order."""
+        return [self.conv1, self.conv2]
 
     def forward(self, x: Tensor, state: Pass) -> Tensor:
         kept = x if self.shortcut is None else self.shortcut(x, state)
@@ -220,6 +164,10 @@ class _Head(nn.Module):
         super().__init__()
         self.gamma, self.convolution = _gamma(norm), convolution
 
+    def convolutions(self) -> list[_Convolution]:
+        """The only one."""
+        return [self.convolution]
+
     def forward(self, x: Tensor, state: Pass) -> Tensor:
         return self.convolution.after_norm(x, self.gamma, state)
 
@@ -258,32 +206,86 @@ class FusedVae(nn.Module):
                 vae.decoder, ("middle", "upsamples"), _Head(norm, _convolution(conv))
             )
             self.from_latents = _unnormalising(vae)
+        _share_rings(self.encoder, vae.size.temporal_factor)
+        _share_rings(self.decoder, 1)
 
-    def encode(self, picture: Tensor, *, chunked: bool = False) -> Tensor:
-        """As :meth:`WanVae.encode <psssr_fast.models.vae.WanVae.encode>`."""
+    def encode(
+        self, picture: Tensor, *, chunked: bool = False, at_once: int | None = None
+    ) -> Tensor:
+        """As :meth:`WanVae.encode <psssr_fast.models.vae.WanVae.encode>`.
+
+        ``at_once``: of a chunk, layers take so many frames at a time, or as few as they can.
+        """
         check_picture(picture, self.size)
         frames, group = picture.shape[2], self.size.temporal_factor
         chunks = [1] + [group] * (frames // group) if chunked else [frames]
-        return _run(self.encoder, picture, chunks)
+        return _run(self.encoder, picture, chunks, at_once)
 
-    def decode(self, latents: Tensor, *, chunked: bool = False) -> Tensor:
-        """As :meth:`WanVae.decode <psssr_fast.models.vae.WanVae.decode>`."""
+    def decode(
+        self, latents: Tensor, *, chunked: bool = False, at_once: int | None = None
+    ) -> Tensor:
+        """As :meth:`WanVae.decode <psssr_fast.models.vae.WanVae.decode>`.
+
+        ``at_once``: of a chunk, layers take so many frames at a time, or as few as they can.
+        """
         check_latents(latents, self.size)
         frames = latents.shape[2]
         latents = self.from_latents(latents, Pass(keep=False))
-        return _run(self.decoder, latents, [1] * frames if chunked else [frames])
+        return _run(self.decoder, latents, [1] * frames if chunked else [frames], at_once)
 
 
-def _run(layers: nn.ModuleList, x: Tensor, chunks: list[int]) -> Tensor:
+def _share_rings(layers: nn.ModuleList, frames: int) -> None:
+    """Give the convolutions after norms their places; ``frames`` are in a chunk of the input.
+
+    Those share a ring that have as many channels and are on the same level: between two layers
+    that change the size of the picture.
+    """
+    groups: dict[tuple[int, int], list[_Convolution]] = {}
+    lengths: list[int] = [frames]  # of a chunk on every level
+    for layer in layers:
+        if isinstance(layer, _Down):
+            lengths.append(lengths[-1] // (2 if _halves_time(layer) else 1))
+        elif isinstance(layer, _Up):
+            lengths.append(lengths[-1] * (1 if layer.time_conv is None else 2))
+        elif isinstance(layer, _Residual | _Head):
+            for conv in layer.convolutions():
+                groups.setdefault((len(lengths) - 1, conv.weight.shape[1]), []).append(conv)
+    for ring, ((level, _), sharing) in enumerate(groups.items()):
+        for index, conv in enumerate(sharing):
+            conv.place = Place(ring, index, len(sharing), lengths[level])
+
+
+def _run(layers: nn.ModuleList, x: Tensor, chunks: list[int], at_once: int | None) -> Tensor:
     """Send ``x`` through the layers in consecutive chunks of so many frames."""
-    state = Pass(keep=len(chunks) > 1)
+    state = Pass(len(chunks) > 1, at_once)
     outputs = []
     for chunk in torch.split(x, chunks, dim=2):
-        for layer in layers:
-            chunk = layer(chunk, state)
-        outputs.append(chunk)
+        outputs.append(_through(list(layers), chunk, state, at_once))
         state.cache.at_start = False
     return torch.cat(outputs, dim=2)
+
+
+def _through(layers: list[nn.Module], x: Tensor, state: Pass, at_once: int | None) -> Tensor:
+    """Send a chunk through layers, ``at_once`` of its frames at a time.
+
+    The layers' rings remember what came before, as from chunk to chunk. Where the frames are
+    halved two are needed for one, and the halves are collected for what follows.
+    """
+    for index, layer in enumerate(layers):
+        if at_once is not None and not state.cache.at_start and x.shape[2] > at_once:
+            rest = layers[index:]
+            halving = next((i for i, one in enumerate(rest) if _halves_time(one)), None)
+            end = len(rest) if halving is None else halving + 1
+            step = at_once if halving is None else max(2, at_once - at_once % 2)
+            if x.shape[2] > step:
+                parts = [_through(rest[:end], y, state, at_once) for y in x.split(step, dim=2)]
+                return _through(rest[end:], torch.cat(parts, dim=2), state, at_once)
+        x = layer(x, state)
+    return x
+
+
+def _halves_time(layer: nn.Module) -> bool:
+    return isinstance(layer, _Down) and layer.block.time_conv is not None
 
 
 def _encoder_head(vae: WanVae) -> _Head:
