@@ -1,11 +1,12 @@
 """Overlapping windows in time and space: where they lie, and how their results are blended.
 
 Every frame and pixel is covered. Where windows overlap, each result counts with a weight that
-falls linearly towards the window's end, and the sum is divided by the sum of the weights.
+falls linearly towards the window's end, and the sum is divided by the sum of the weights. In time
+no window reaches from one scene into the next, so nothing is blended across a cut.
 """
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import Generic, Literal, TypeVar
@@ -159,7 +160,7 @@ class TimeWindow(Generic[Item]):
     Attributes:
         start: index of its first frame in the whole stream.
         items: its frames.
-        previous_start, next_start: of the neighbours; ``None`` at the ends of the stream.
+        previous_start, next_start: of the neighbours; ``None`` at the ends of the scene.
     """
 
     start: int
@@ -169,7 +170,7 @@ class TimeWindow(Generic[Item]):
 
     @property
     def is_last(self) -> bool:
-        """Whether the stream ends with this window."""
+        """Whether its scene ends with this window."""
         return self.next_start is None
 
     @property
@@ -178,26 +179,68 @@ class TimeWindow(Generic[Item]):
         return len(self.items) if self.next_start is None else self.next_start - self.start
 
 
-def stream_windows(frames: Iterable[Item], windows: Windows) -> Iterator[TimeWindow[Item]]:
-    """Cut a stream of unknown length where :func:`window_starts` would, had it known the length.
+Cuts = Collection[int] | Callable[[Iterable[Item]], Iterator[tuple[Item, bool]]]
+"""Where scenes begin: indices of their first frames in the whole stream, or what finds out: a
+function of the frames that gives each back with whether it begins a scene."""
+
+
+def stream_windows(
+    frames: Iterable[Item], windows: Windows, cuts: Cuts[Item] = (), first: int = 0
+) -> Iterator[TimeWindow[Item]]:
+    """Cut a stream of unknown length, scene by scene, where :func:`window_starts` would.
 
     To know where the next window starts, a window leaves only when ``frames - overlap_frames``
-    frames after its end were read, or the stream ended. So ``2 frames - overlap_frames`` frames
-    are held at most.
+    frames after its end were read, or its scene ended. So ``2 frames - overlap_frames`` frames
+    are held at most, besides what ``cuts`` holds.
+
+    Args:
+        frames: the stream, or the part of it that begins with the first frame of a window.
+        windows: the settings.
+        cuts: where scenes begin.
+        first: index of the first frame in the whole stream.
     """
-    source = iter(frames)
+    if callable(cuts):
+        marked = cuts(frames)
+    else:
+        known = frozenset(cuts)
+        marked = ((frame, index in known) for index, frame in enumerate(frames, first))
+    for scene in _scenes(marked):
+        for window in _scene_windows(scene, windows, first):
+            yield window
+            first = window.start + len(window.items)
+
+
+def _scenes(marked: Iterator[tuple[Item, bool]]) -> Iterator[Iterator[Item]]:
+    """The frames of each scene; they must be consumed before the next scene is asked for."""
+    begun: list[Item] = [frame for frame, _ in islice(marked, 1)]
+
+    def scene() -> Iterator[Item]:
+        yield begun.pop()
+        for frame, begins in marked:
+            if begins:
+                begun.append(frame)
+                return
+            yield frame
+
+    while begun:
+        yield scene()
+
+
+def _scene_windows(
+    scene: Iterator[Item], windows: Windows, start: int
+) -> Iterator[TimeWindow[Item]]:
     size, stride = windows.frames, windows.frames - windows.overlap_frames
-    held = list(islice(source, size + stride))
-    start, previous = 0, None
+    held = list(islice(scene, size + stride))
+    previous = None
     while held:
-        # The stream's end is known once `held` is not full; it may also be right here.
+        # The scene's end is known once `held` is not full; it may also be right here.
         remaining = len(held) - size
         following = start + min(stride, remaining) if remaining > 0 else None
         yield TimeWindow(start, tuple(held[:size]), previous, following)
         if following is None:
             return
         del held[: following - start]
-        held.extend(islice(source, size + stride - len(held)))
+        held.extend(islice(scene, size + stride - len(held)))
         start, previous = following, start
 
 
@@ -231,7 +274,8 @@ class TemporalBlender:
         held = len(self._sums)
         for index, (frame, weight) in enumerate(zip(picture.float(), weights, strict=True)):
             if index < held:
-                self._sums[index] = self._sums[index] + weight * frame
+                # An earlier window may have rested on another device.
+                self._sums[index] = self._sums[index].to(frame.device) + weight * frame
                 self._weights[index] += weight
             elif index < window.finished:
                 self._sums.append(frame)  # no other window covers it: exactly as it is

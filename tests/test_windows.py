@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from psssr_fast.config import Windows
@@ -229,6 +229,7 @@ def test_uncovered_pixels_are_a_bug():
 
 
 @pytest.mark.parametrize("feather", FEATHERS)
+@settings(deadline=None)
 @given(axis=axes)
 def test_windows_in_time_of_an_identity_give_the_input(feather, axis):
     length, size, overlap = axis

@@ -1,0 +1,156 @@
+"""Whether memory stays constant in the length of a video.
+
+Encodes a video, upscales it from file to file with small networks, and looks at the process every
+few frames: memory, open files, threads. Exits with 1 if memory grows.
+
+    python tests/torture/memory.py                # 20,000 frames 176x144
+    python tests/torture/memory.py --frames 1500
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import av
+import numpy as np
+import psutil
+
+ROOT = Path(__file__).parents[1]
+WIDTH, HEIGHT, SCENE = 176, 144, 125  # pixels, pixels, frames from cut to cut
+KIB, MIB = 2**10, 2**20
+MAX_SLOPE = 1 * KIB  # bytes a frame, over the last 80 %; in short runs noise is more than that
+MAX_RANGE = 64 * MIB  # over the last 80 %
+SAMPLES = 500
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The process after ``frame`` frames: bytes in memory, open files, threads."""
+
+    frame: int
+    memory: int
+    files: int
+    threads: int
+
+
+@dataclass(frozen=True)
+class Result:
+    """What was seen over the last 80 % of the frames; sizes in bytes.
+
+    Attributes:
+        slope: of the memory, a frame, fitted by least squares.
+        spread: highest less lowest memory.
+        peak: highest memory, at any time.
+        files, threads: lowest and highest number.
+        failures: what is not as it should be.
+    """
+
+    frames: int
+    seconds: float
+    slope: float
+    spread: int
+    peak: int
+    files: tuple[int, int]
+    threads: tuple[int, int]
+    failures: tuple[str, ...]
+
+
+def make_video(path: Path, frames: int) -> None:
+    """A moving pattern with grain, and another one after every cut."""
+    grain = np.random.default_rng(0).integers(0, 24, (HEIGHT + 16, WIDTH + 16, 3), np.uint8)
+    y, x = np.mgrid[0:HEIGHT, 0:WIDTH].astype(np.float32)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25, options={"preset": "ultrafast"})
+        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        for index in range(frames):
+            scene = index // SCENE
+            wave = np.sin(x / (5 + scene % 7) + index / 9) * np.cos(y / (4 + scene % 5))
+            base = 40 + 140 * (scene % 2) + 35 * wave
+            row, column = index % 16, index * 7 % 16
+            noise = grain[row : row + HEIGHT, column : column + WIDTH]
+            pixels = base[..., None].astype(np.uint8) + noise
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode(None))
+
+
+def watch(source: Path, output: Path, frames: int) -> list[Sample]:
+    """Upscale, and sample the process."""
+    from model_fixtures import networks
+
+    from psssr_fast.config import Windows, settings_for
+    from psssr_fast.upscaler import Upscaler
+
+    windows = Windows(8, HEIGHT, WIDTH, overlap_frames=1, overlap_pixels=8)
+    up = Upscaler(networks(True), settings_for("released", windows), "test", "sdpa", "fused")
+    process, every, samples = psutil.Process(), max(1, frames // SAMPLES), []
+
+    def look(progress) -> None:
+        if progress.frames_done % every == 0:
+            memory = process.memory_info().rss
+            found = Sample(progress.frames_done, memory, process.num_fds(), process.num_threads())
+            samples.append(found)
+
+    report = up.upscale_video(source, output, scale=1, progress=look)
+    assert report.frames == frames, f"{report.frames} of {frames} frames came out"
+    return samples
+
+
+def judge(
+    samples: list[Sample], frames: int, seconds: float, max_slope: float = MAX_SLOPE
+) -> Result:
+    """What the samples say."""
+    late = [sample for sample in samples if sample.frame > frames / 5]
+    memory = [sample.memory for sample in late]
+    slope = float(np.polyfit([sample.frame for sample in late], memory, 1)[0])
+    spread = max(memory) - min(memory)
+    files = min(s.files for s in late), max(s.files for s in late)
+    threads = min(s.threads for s in late), max(s.threads for s in late)
+    failures = []
+    if slope > max_slope:
+        failures.append(f"memory grows by {slope:.0f} bytes a frame; {max_slope:g} are allowed")
+    if spread > MAX_RANGE:
+        failures.append(f"memory varies by {spread} bytes; {MAX_RANGE} are allowed")
+    middle = len(late) // 2
+    for name in ("files", "threads"):
+        if max(getattr(s, name) for s in late[middle:]) > max(
+            getattr(s, name) for s in late[:middle]
+        ):
+            failures.append(f"the number of {name} grows")
+    peak = max(sample.memory for sample in samples)
+    return Result(frames, seconds, slope, spread, peak, files, threads, tuple(failures))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--frames", type=int, default=20_000)
+    parser.add_argument("--max-slope", type=float, default=MAX_SLOPE, metavar="BYTES")
+    parser.add_argument("--json", action="store_true", help="print a document instead of a line")
+    arguments = parser.parse_args()
+    sys.path.insert(0, str(ROOT))
+    with tempfile.TemporaryDirectory() as folder:
+        source, output = Path(folder, "in.mp4"), Path(folder, "out.mp4")
+        make_video(source, arguments.frames)
+        begin = time.monotonic()
+        samples = watch(source, output, arguments.frames)
+        seconds = time.monotonic() - begin
+        result = judge(samples, arguments.frames, seconds, arguments.max_slope)
+    if arguments.json:
+        print(json.dumps(asdict(result)))
+    else:
+        print(
+            f"frames={result.frames} slope={result.slope:.1f}B/frame "
+            f"range={result.spread / MIB:.1f}MiB peak={result.peak / MIB:.0f}MiB "
+            f"files={result.files[0]}-{result.files[1]} "
+            f"threads={result.threads[0]}-{result.threads[1]} seconds={result.seconds:.0f}"
+        )
+    for failure in result.failures:
+        print(failure, file=sys.stderr)
+    return 1 if result.failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
