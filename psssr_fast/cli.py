@@ -13,9 +13,11 @@ from psssr_fast import __version__
 from psssr_fast.commands.bench import bench
 from psssr_fast.commands.compare import compare
 from psssr_fast.commands.doctor import doctor
+from psssr_fast.commands.evaluate import evaluate
 from psssr_fast.commands.explain import explain
 from psssr_fast.commands.models import models
 from psssr_fast.commands.probe import probe
+from psssr_fast.commands.selftest import selftest
 from psssr_fast.commands.shell import (
     INTERRUPTED,
     OK,
@@ -23,14 +25,16 @@ from psssr_fast.commands.shell import (
     Shell,
     print_document,
 )
+from psssr_fast.commands.train import train
 from psssr_fast.commands.upscale import upscale
+from psssr_fast.commands.warmup import warmup
 
 # typer has no public name for its usage errors; this is the class, in every version.
 _TyperUsageError = typer.BadParameter.__mro__[1]
 
 _EXIT_CODES = (
     "Exit codes: 0 done, 2 usage, 3 bad input, 4 model or weights, 5 out of memory, 6 output or "
-    "disk, 7 some of several inputs failed, 130 interrupted, 1 a mistake of this program."
+    "disk, 7 some of several inputs or checks failed, 130 interrupted, 1 a mistake of this program."
 )
 
 app = typer.Typer(
@@ -43,8 +47,12 @@ app.command("plan")(explain)
 app.command()(probe)
 app.command()(compare)
 app.add_typer(models)
+app.command("eval")(evaluate)
 app.command()(bench)
+app.command()(warmup)
 app.command()(doctor)
+app.command()(train)
+app.command()(selftest)
 
 
 def _print_version(value: bool) -> None:

@@ -63,20 +63,31 @@ def run_process(*arguments: object, cwd: Path | None = None, start: str = _START
     return Done(done.returncode, done.stdout, done.stderr)
 
 
-def stop_while_writing(folder: Path, number: signal.Signals, *arguments: object) -> Done:
-    """Start ``psssr`` in ``folder``, and send it a signal, twice, when it has begun its output."""
+def stop_while_writing(
+    folder: Path, number: signal.Signals, *arguments: object, begun: str = ".*/*.partial-*"
+) -> Done:
+    """Start ``psssr`` in ``folder``; send it a signal, twice at once, when a file ``begun`` is
+    there and not empty: by default the first of a job."""
     with subprocess.Popen(
         command(*arguments), cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
-        until = time.monotonic() + 60
-        while not list(folder.glob(".*.partial-*")) and process.poll() is None:
+        until = time.monotonic() + 180  # of a busy machine
+        while not any(size_of(file) for file in folder.glob(begun)) and process.poll() is None:
             assert time.monotonic() < until
             time.sleep(0.01)
         process.send_signal(number)
         time.sleep(0.01)
         process.send_signal(number)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=180)
     return Done(process.returncode, out, err)
+
+
+def size_of(file: Path) -> int:
+    """Of a file that may have gone meanwhile."""
+    try:
+        return file.stat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 def pictures(frames: int, width: int = WIDTH, height: int = HEIGHT) -> list[np.ndarray]:

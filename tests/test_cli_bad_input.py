@@ -35,8 +35,8 @@ class Row:
         command: as typed, without ``psssr``.
         message: part of the one line that the user gets.
         code: exit code.
-        how: called in this process; a process that is sent Ctrl-C while it writes; a process that
-            may write no file of more than 2 kB.
+        how: called in this process; a process that is sent Ctrl-C when it has kept some frames; a
+            process that may write no file of more than 2 kB.
     """
 
     tried: str
@@ -152,7 +152,8 @@ ROWS = (
     Row(
         "no room for the output (`ulimit -f 2`)",
         "upscale clip.mp4",
-        "clip.psssr4x.mp4: cannot be written: File too large. Check the free space and the folder.",
+        "clip.psssr4x.mp4: cannot be written: File too large. Free some space and run the same "
+        "command again",
         6,
         "disk full",
     ),
@@ -216,7 +217,11 @@ ROWS = (
         5,
     ),
     Row(
-        "Ctrl-C", "upscale long.mp4", "interrupted; nothing half-written is left", 130, "interrupt"
+        "Ctrl-C, and any other end",
+        "upscale long.mp4",
+        "frames are kept; run the same command again to go on",
+        130,
+        "interrupt",
     ),
 )
 
@@ -282,7 +287,7 @@ def test_bad_input(row, prepared, tmp_path, monkeypatch, capsys):
         case "call":
             done = Psssr(capsys)(*arguments)
         case "interrupt":
-            done = stop_while_writing(folder, signal.SIGINT, *arguments)
+            done = stop_while_writing(folder, signal.SIGINT, *arguments, begun=".*/journal.jsonl")
         case "disk full":
             done = run_with_full_disk(folder, arguments)
     assert done.code == row.code, done.err
@@ -293,7 +298,9 @@ def test_bad_input(row, prepared, tmp_path, monkeypatch, capsys):
     after = contents(folder)
     assert {name: after[name] for name in before} == before, "an input was changed"
     made = after.keys() - before.keys()
-    assert len(made) == (row.code in (0, 7)), f"left behind: {made}"
+    kept = {name for name in made if name.startswith(".long.psssr4x.mp4.psssr-job/")}
+    assert bool(kept) == (row.how == "interrupt")
+    assert len(made - kept) == (row.code in (0, 7)), f"left behind: {made}"
 
 
 def test_no_message_is_promised_that_says_nothing():

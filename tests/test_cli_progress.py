@@ -110,3 +110,9 @@ def test_on_a_terminal_there_is_a_bar(tmp_path):
     assert re.search(r"\d+/40 frames", text)
     assert re.search(r"\d\.\d\d frames/s, \d+:\d\d left", text)
     assert "━" in text
+
+
+def test_frames_of_an_earlier_run_do_not_count_for_the_speed():
+    meter = Meter()
+    meter.measure(Progress(101, 200, 1.0, frames_resumed=100))
+    assert meter.measure(Progress(105, 200, 2.0, frames_resumed=100)) == Rate(1.0, 95.0)

@@ -69,7 +69,7 @@ def test_stream_equals_the_clip_and_is_lazy():
     read = count()
     endless = (clip[next(read) % 9] for _ in count())
     assert len(list(islice(up.stream(endless), 5))) == 5
-    assert next(read) <= 5 + 2 * SMALL.frames - SMALL.overlap_frames
+    assert next(read) <= 5 + up.lookahead_frames
 
 
 def test_a_stream_without_frames_is_empty():
@@ -135,7 +135,7 @@ def test_out_of_memory_outside_the_networks_is_reported_as_such(monkeypatch):
     def fail(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("psssr_fast.upscaler.resize_frames", fail)
+    monkeypatch.setattr("psssr_fast.recovery.resize_frames", fail)
     with pytest.raises(OutOfMemory, match="window of 2 frames 32x32 on cpu"):
         upscaler()(array(2, 8, 8))
 

@@ -1,18 +1,16 @@
 """Running jobs: what can be refused is refused before the model is loaded; one bad input of
 several does not stop the others."""
 
-import contextlib
 import dataclasses
 import functools
-import signal
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from psssr_fast.commands.guard import DEFAULT_GUARD, Guard
 from psssr_fast.commands.plan import Job, Target
 from psssr_fast.commands.progress import ProgressConsole
 from psssr_fast.commands.shell import OK, SOME_FAILED, Shell, as_psssr_error, counted
@@ -32,10 +30,35 @@ class Reading:
     Attributes:
         frame_rate: of folders of PNG frames.
         allow_damaged: keep what can be decoded of a damaged input.
+        guard: how far they are trusted.
     """
 
     frame_rate: Fraction = Fraction(25)
     allow_damaged: bool = False
+    guard: Guard = DEFAULT_GUARD
+
+
+@dataclass(frozen=True)
+class Existing:
+    """What becomes of what is there already.
+
+    Attributes:
+        overwrite: replace outputs.
+        skip: leave out jobs whose output is there.
+        restart: begin unfinished jobs again.
+        chunk_frames: frames that are kept at a time; ``None`` for the usual number.
+    """
+
+    overwrite: bool = False
+    skip: bool = False
+    restart: bool = False
+    chunk_frames: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.overwrite and self.skip:
+            raise UsageError("--overwrite and --skip-existing exclude each other; give one of them")
+        if self.chunk_frames is not None and self.chunk_frames < 1:
+            raise UsageError(f"--chunk-frames must be at least 1; got {self.chunk_frames}")
 
 
 @dataclass(frozen=True)
@@ -45,20 +68,14 @@ class Writing:
     Attributes:
         target: their size.
         encoder: how they are compressed.
-        overwrite: replace what is there.
-        skip_existing: leave out jobs whose output is there.
+        existing: what becomes of what is there already.
         reading: how their inputs are read.
     """
 
     target: Target
     encoder: "EncoderSettings"
-    overwrite: bool
-    skip_existing: bool
+    existing: Existing = Existing()
     reading: Reading = Reading()
-
-    def __post_init__(self) -> None:
-        if self.overwrite and self.skip_existing:
-            raise UsageError("--overwrite and --skip-existing exclude each other; give one of them")
 
 
 @dataclass(frozen=True)
@@ -83,9 +100,10 @@ class Result:
         if self.report is None:
             return f"{self.job.output}: skipped"
         report = self.report
+        resumed = f"; {report.resumed_frames} were there" if report.resumed_frames else ""
         return (
             f"{report.output}: {counted(report.frames, 'frame')} {report.width}x{report.height} in "
-            f"{report.seconds:.1f} s ({report.fps:.2f} frames/s)"
+            f"{report.seconds:.1f} s ({report.fps:.2f} frames/s{resumed})"
         )
 
 
@@ -102,7 +120,7 @@ class Batch:
 
     Args:
         writing: how outputs are written.
-        load: makes the upscaler.
+        load: makes the upscaler; is given the dtype of what is unfinished, if there is one.
         shell: of this run.
         console: where progress goes.
     """
@@ -110,7 +128,7 @@ class Batch:
     def __init__(
         self,
         writing: Writing,
-        load: Callable[[], "Upscaler"],
+        load: Callable[[str | None], "Upscaler"],
         shell: Shell,
         console: ProgressConsole,
     ) -> None:
@@ -131,10 +149,18 @@ class Batch:
         # All inputs and outputs are looked at before anything slow begins, such as importing torch.
         ready = [job for job in jobs if self._attempt(job, self._look)]
         if ready:
-            upscaler = self._load()
+            upscaler = self._load(self._kept_dtype(ready))
             for job in ready:
                 self._attempt(job, functools.partial(self._upscale, upscaler))
         return [self._results[job] for job in jobs]
+
+    def _kept_dtype(self, jobs: list[Job]) -> str | None:
+        """What the first unfinished job computes in: another dtype would not go on with it."""
+        from psssr_fast.jobs.plan import kept_dtype
+
+        if self._writing.existing.restart:
+            return None
+        return next(filter(None, (kept_dtype(job.output) for job in jobs)), None)
 
     def _attempt(self, job: Job, step: Callable[[Job], bool]) -> bool:
         """Whether a job goes on after ``step``; its failure is reported and kept."""
@@ -155,14 +181,16 @@ class Batch:
 
     def _look(self, job: Job) -> bool:
         """Whether there is something to do; what can be refused is refused here."""
-        from psssr_fast.video import check_output, probe
+        from psssr_fast.jobs.place import check_place
+        from psssr_fast.video import probe
 
-        info = probe(job.input)
-        if self._writing.skip_existing and _is_complete(job, info):
+        guard = self._writing.reading.guard
+        info = probe(job.input, limits=guard.limits, sandbox=guard.sandbox)
+        if self._writing.existing.skip and _is_complete(job, info):
             self._console.skipped(job)
             self._results[job] = Result(job)
             return False
-        check_output(job.output, job.input, self._writing.overwrite)
+        check_place(job.output, job.input, self._writing.existing.overwrite)
         return True
 
     def _upscale(self, upscaler: "Upscaler", job: Job) -> bool:
@@ -173,9 +201,13 @@ class Batch:
             scale=self._writing.target.scale,
             height=self._writing.target.height,
             encoder=self._writing.encoder,
-            overwrite=self._writing.overwrite,
+            overwrite=self._writing.existing.overwrite,
+            resume=not self._writing.existing.restart,
+            chunk_frames=self._writing.existing.chunk_frames,
             allow_damaged=self._writing.reading.allow_damaged,
             frame_rate=self._writing.reading.frame_rate,
+            limits=self._writing.reading.guard.limits,
+            sandbox=self._writing.reading.guard.sandbox,
             progress=functools.partial(self._console.advance, job),
         )
         self._console.done(job, report)
@@ -187,45 +219,12 @@ class Batch:
 
 def _is_complete(job: Job, info: "VideoInfo") -> bool:
     """Whether the output is there: a file, or a folder with a PNG for every frame."""
+    from psssr_fast.jobs.place import is_being_made
+
     output = Path(job.output)
+    if is_being_made(output):
+        return False
     if output.is_dir():
         found = sum(file.suffix.lower() == ".png" for file in output.iterdir())
         return info.frames is not None and info.frames_exact and found >= info.frames
     return output.exists()
-
-
-@contextlib.contextmanager
-def stoppable() -> Iterator[None]:
-    """Let SIGTERM clean up as Ctrl-C does, and a second signal not disturb the cleaning.
-
-    After a signal both stay ignored: the process is about to end.
-
-    Raises:
-        KeyboardInterrupt: on SIGINT.
-        SystemExit: on SIGTERM, with code 143.
-    """
-    # A signal that is ignored stays so: that is how a shell protects background jobs from Ctrl-C.
-    before = {
-        number: handler
-        for number in (signal.SIGINT, signal.SIGTERM)
-        if (handler := signal.getsignal(number)) is not signal.SIG_IGN
-    }
-    stopped = False
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        nonlocal stopped
-        stopped = True
-        for other in before:
-            signal.signal(other, signal.SIG_IGN)
-        if number == signal.SIGINT:
-            raise KeyboardInterrupt
-        raise SystemExit(128 + number)
-
-    for number in before:
-        signal.signal(number, stop)
-    try:
-        yield
-    finally:
-        if not stopped:
-            for number, handler in before.items():
-                signal.signal(number, handler)

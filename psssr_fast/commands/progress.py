@@ -29,6 +29,9 @@ class Stage(Protocol):
     @property
     def seconds(self) -> float: ...
 
+    @property
+    def frames_resumed(self) -> int: ...
+
 
 class ProgressStyle(StrEnum):
     """How to show progress."""
@@ -77,10 +80,10 @@ class Meter:
         before, self._before = self._before, stage
         complete = stage.frames_done == stage.frames_total
         known = stage if complete or before is None else before
-        fps = known.frames_done / max(known.seconds, 1e-9)
+        fps = (known.frames_done - known.frames_resumed) / max(known.seconds, 1e-9)
         if stage.frames_total is None or (before is None and not complete):
             return Rate(fps, None)
-        return Rate(fps, max(0, stage.frames_total - stage.frames_done) / fps)
+        return Rate(fps, max(0, stage.frames_total - stage.frames_done) / max(fps, 1e-9))
 
 
 class ProgressConsole(Console):

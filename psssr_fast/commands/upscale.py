@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING
 import typer
 
 from psssr_fast.commands import upscale_options as options
-from psssr_fast.commands.batch import Batch, Reading, Result, Writing, exit_code, stoppable
+from psssr_fast.commands.batch import Batch, Existing, Reading, Result, Writing, exit_code
+from psssr_fast.commands.guard import (
+    MaxDuration,
+    MaxFrames,
+    MaxPixels,
+    Sandbox,
+    make_guard,
+    with_options,
+)
 from psssr_fast.commands.plan import Target, plan_jobs
 from psssr_fast.commands.progress import BarProgress, ProgressConsole, ProgressStyle, make_progress
 from psssr_fast.commands.shell import (
@@ -20,6 +28,7 @@ from psssr_fast.commands.shell import (
     print_document,
     print_line,
 )
+from psssr_fast.commands.stopping import stoppable
 from psssr_fast.config import FrequencyUpdate, Profile, Settings, Windows
 from psssr_fast.errors import UsageError
 from psssr_fast.runtime.planner import resized
@@ -28,6 +37,8 @@ if TYPE_CHECKING:
     from psssr_fast.upscaler import Upscaler
     from psssr_fast.video import EncoderSettings
 
+_EXISTING = Existing()
+_READING = Reading()
 _ANY = Windows(2**30, 2**30, 2**30, overlap_frames=0, overlap_pixels=0)  # fits every change
 
 
@@ -39,6 +50,7 @@ class PictureChanges:
     fdu_filter: options.Filter | None
     window: str | None
     overlap: str | None
+    scene_cuts: options.Detector | None = None
 
     def __post_init__(self) -> None:
         self.apply(Settings(windows=_ANY))  # refuse now what never fits
@@ -54,6 +66,9 @@ class PictureChanges:
             update = replace(update, strength=self.alpha)
         if self.fdu_filter is not None:
             update = replace(update, filter=self.fdu_filter.value)
+        scenes = settings.scenes
+        if self.scene_cuts is not None:
+            scenes = replace(scenes, detector=self.scene_cuts.value)
         windows = settings.windows
         frames, height, width = windows.frames, windows.height, windows.width
         if self.window is not None:
@@ -70,7 +85,7 @@ class PictureChanges:
                 overlap_frames=shared_frames,
                 overlap_pixels=shared_pixels,
             )
-        return replace(settings, frequency_update=update, windows=windows)
+        return replace(settings, frequency_update=update, windows=windows, scenes=scenes)
 
 
 def numbers(option: str, text: str, form: str) -> tuple[int, ...]:
@@ -150,6 +165,9 @@ class EncoderChanges:
         )
 
 
+_AS_IT_IS = EncoderChanges(None, None, None, None, ())
+
+
 @dataclass(frozen=True)
 class ModelChoice:
     """Which model to load, where to run it, and what to change of its settings."""
@@ -163,31 +181,78 @@ class ModelChoice:
     offline: bool
     changes: PictureChanges
     memory: MemoryPlan = MemoryPlan()
+    deterministic: bool = False
 
-    def load(self) -> "Upscaler":
+    def load(self, unfinished: str | None = None) -> "Upscaler":
         """Load it.
+
+        Args:
+            unfinished: the dtype that an unfinished job computes in; it comes before what happens
+                to be faster today.
 
         Raises:
             ModelError, UsageError: see :meth:`psssr_fast.upscaler.Upscaler.from_pretrained`.
         """
         import torch
 
+        from psssr_fast.runtime.cpu import keep_freed_memory
         from psssr_fast.upscaler import Upscaler
 
+        dtype = unfinished if self.dtype is options.Dtype.AUTO else str(self.dtype)
         upscaler = Upscaler.from_pretrained(
             self.source,
             device=self.device,
-            dtype=None if self.dtype is options.Dtype.AUTO else getattr(torch, self.dtype),
+            dtype=None if dtype is None else getattr(torch, dtype),
             profile=self.profile,
             attention=self.attention,
             engine=self.engine,
             offline=self.offline,
+            deterministic=self.deterministic,
         )
+        if upscaler.networks.device.type == "cpu":
+            keep_freed_memory()
         # Only now are the windows known that the model is made for.
         upscaler.settings = self.changes.apply(upscaler.settings)
         return self.memory.wrap(upscaler, self)
 
 
+def make_reading(
+    frame_rate: options.FrameRate = Fraction(25),
+    allow_damaged: options.AllowDamaged = False,
+    sandbox: Sandbox = False,
+    max_pixels: MaxPixels = None,
+    max_frames: MaxFrames = None,
+    max_duration: MaxDuration = None,
+) -> Reading:
+    """How inputs are read, as the options say."""
+    guard = make_guard(sandbox, max_pixels, max_frames, max_duration)
+    return Reading(frame_rate, allow_damaged, guard)
+
+
+def make_encoder(
+    codec: options.Codec = None,
+    crf: options.Crf = None,
+    preset: options.Preset = None,
+    pixel_format: options.PixelFormat = None,
+    encoder_option: options.EncoderOption = None,
+) -> EncoderChanges:
+    """How outputs are compressed, as the options say."""
+    return EncoderChanges(codec, crf, preset, pixel_format, tuple(encoder_option or ()))
+
+
+def make_existing(
+    overwrite: options.Overwrite = False,
+    skip_existing: options.SkipExisting = False,
+    restart: options.Restart = False,
+    chunk_frames: options.ChunkFrames = None,
+) -> Existing:
+    """What becomes of what is there already, as the options say."""
+    return Existing(overwrite, skip_existing, restart, chunk_frames)
+
+
+@with_options("existing", make_existing)
+@with_options("encoder", make_encoder)
+@with_options("reading", make_reading)
 def upscale(
     ctx: typer.Context,
     inputs: options.Inputs,
@@ -205,16 +270,12 @@ def upscale(
     fdu_filter: options.FilterChoice = None,
     window: options.Window = None,
     overlap: options.Overlap = None,
+    scene_cuts: options.SceneCuts = None,
     vram_limit: options.VramLimit = None,
-    codec: options.Codec = None,
-    crf: options.Crf = None,
-    preset: options.Preset = None,
-    pixel_format: options.PixelFormat = None,
-    encoder_option: options.EncoderOption = None,
-    frame_rate: options.FrameRate = Fraction(25),
-    allow_damaged: options.AllowDamaged = False,
-    overwrite: options.Overwrite = False,
-    skip_existing: options.SkipExisting = False,
+    deterministic: options.Deterministic = False,
+    encoder: EncoderChanges = _AS_IT_IS,
+    reading: Reading = _READING,
+    existing: Existing = _EXISTING,
     progress: options.Progress = ProgressStyle.AUTO,
     explain: options.Explain = False,
     as_json: JsonOption = False,
@@ -225,12 +286,13 @@ def upscale(
     Sound, subtitles, timestamps and colours are carried over.
     """
     console = make_progress(progress)
-    changes = PictureChanges(alpha, fdu_filter, window, overlap)
+    changes = PictureChanges(alpha, fdu_filter, window, overlap, scene_cuts)
     memory = MemoryPlan(vram_limit, console.note if explain else None)
-    choice = ModelChoice(model, profile, device, dtype, attention, engine, offline, changes, memory)
-    encoder = EncoderChanges(codec, crf, preset, pixel_format, tuple(encoder_option or ()))
-    target, reading = Target(scale, height), Reading(frame_rate, allow_damaged)
-    writing = Writing(target, encoder.settings(), overwrite, skip_existing, reading)
+    choice = ModelChoice(
+        model, profile, device, dtype, attention, engine, offline, changes, memory, deterministic
+    )
+    target = Target(scale, height)
+    writing = Writing(target, encoder.settings(), existing, reading)
     return _print_results(_run(ctx.obj, inputs, output, choice, writing, console), as_json)
 
 

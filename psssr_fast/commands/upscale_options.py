@@ -29,6 +29,14 @@ class Filter(StrEnum):
     FFT = "fft"
 
 
+class Detector(StrEnum):
+    """What finds scene cuts."""
+
+    AUTO = "auto"
+    SCENEDETECT = "scenedetect"
+    OFF = "off"
+
+
 def number(text: str) -> float:
     """Read a number.
 
@@ -138,6 +146,15 @@ Offline = Annotated[
         "--offline", help="Never touch the network.", rich_help_panel=_MODEL, show_default=False
     ),
 ]
+Deterministic = Annotated[
+    bool,
+    typer.Option(
+        "--deterministic",
+        help="The same bits every time, on the same kind of device.",
+        rich_help_panel=_MODEL,
+        show_default=False,
+    ),
+]
 Alpha = Annotated[
     float | None,
     typer.Option(
@@ -172,6 +189,16 @@ Overlap = Annotated[
         metavar="FRAMESxPIXELS",
         help="What neighbouring windows share.",
         show_default="the model's, at most half a window",
+        rich_help_panel=_PICTURE,
+    ),
+]
+SceneCuts = Annotated[
+    Detector | None,
+    typer.Option(
+        "--scene-cuts",
+        help="What finds the cuts that nothing is blended across: auto is built in, scenedetect an "
+        "extra, off takes all for one scene.",
+        show_default="auto",
         rich_help_panel=_PICTURE,
     ),
 ]
@@ -226,7 +253,10 @@ Preset = Annotated[
 PixelFormat = Annotated[
     str | None,
     typer.Option(
-        "--pixel-format", help="FFmpeg's name.", show_default="yuv420p", rich_help_panel=_ENCODER
+        "--pixel-format",
+        help="FFmpeg's name.",
+        show_default="as the source needs",
+        rich_help_panel=_ENCODER,
     ),
 ]
 EncoderOption = Annotated[
@@ -265,6 +295,26 @@ Overwrite = Annotated[
         help="Replace existing outputs.",
         rich_help_panel=_EXISTING,
         show_default=False,
+    ),
+]
+Restart = Annotated[
+    bool,
+    typer.Option(
+        "--restart",
+        help="Begin again instead of going on where an interrupted run stopped.",
+        rich_help_panel=_EXISTING,
+        show_default=False,
+    ),
+]
+ChunkFrames = Annotated[
+    int | None,
+    typer.Option(
+        "--chunk-frames",
+        metavar="NUMBER",
+        help="How many frames are kept at a time, in case it is interrupted: fewer lose less then "
+        "and make the file a little larger.",
+        show_default="96 or more",
+        rich_help_panel=_EXISTING,
     ),
 ]
 SkipExisting = Annotated[

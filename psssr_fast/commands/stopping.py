@@ -1,0 +1,79 @@
+"""Ctrl-C and SIGTERM: the first stops in good order, the second at once."""
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from types import FrameType
+
+_ONE_PRESS = 0.3  # seconds: shells and what starts programs in them often both pass a signal on
+
+
+@contextlib.contextmanager
+def stoppable() -> Iterator[None]:
+    """Let SIGTERM clean up as Ctrl-C does, and a second signal end the process at once.
+
+    Python itself sees a signal only between two of its steps, one of which may be minutes of a
+    network; the second is seen by a thread of its own. After a signal the process is about to end.
+
+    Raises:
+        KeyboardInterrupt: on SIGINT.
+        SystemExit: on SIGTERM, with code 143.
+    """
+    # A signal that is ignored stays so: that is how a shell protects background jobs from Ctrl-C.
+    before = {
+        number: handler
+        for number in (signal.SIGINT, signal.SIGTERM)
+        if (handler := signal.getsignal(number)) is not signal.SIG_IGN
+    }
+    stopped = False
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        nonlocal stopped
+        if stopped:
+            return
+        stopped = True
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
+        raise SystemExit(128 + number)
+
+    for number in before:
+        signal.signal(number, stop)
+    try:
+        with _watching(set(before)):
+            yield
+    finally:
+        if not stopped:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _watching(numbers: set[signal.Signals]) -> Iterator[None]:
+    """Have a thread count signals, and end the process at the second."""
+    arrived, told = os.pipe()
+    os.set_blocking(told, False)
+    previous = signal.set_wakeup_fd(told, warn_on_full_buffer=False)
+
+    def watch() -> None:
+        first: float | None = None
+        while content := os.read(arrived, 1):
+            if content[0] not in numbers:
+                continue
+            now = time.monotonic()
+            if first is None:
+                first = now
+            elif now - first > _ONE_PRESS:
+                os._exit(128 + content[0])
+        os.close(arrived)
+
+    thread = threading.Thread(target=watch, name="psssr-signals", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(previous)
+        os.close(told)
+        thread.join()

@@ -1,0 +1,120 @@
+"""Files that are either whole or not there, and where a job keeps them."""
+
+import contextlib
+import errno
+import hashlib
+import io
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import av
+
+from psssr_fast.errors import OutputError
+from psssr_fast.faults import fault
+
+PLAN, JOURNAL, LOCK, DONE = "plan.json", "journal.jsonl", "lock", "done.json"
+_LONGEST_NAME = 255  # bytes; what nearly all file systems allow
+_FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+
+
+def job_folder(output: str | Path) -> Path:
+    """Where the job of an output keeps its files: ``.NAME.psssr-job`` beside it."""
+    path = Path(os.path.abspath(output))
+    name = f".{path.name}.psssr-job"
+    if len(os.fsencode(name)) > _LONGEST_NAME:
+        digest = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]
+        name = f".{path.name[:40]}-{digest}.psssr-job"
+    return path.with_name(name)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make names in a folder survive a power cut, where the system can."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:  # Windows opens no folders
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def sync_file(path: Path) -> None:
+    """Make the content of a file survive a power cut."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def write_all(file: io.FileIO, content: bytes) -> None:
+    """Write all of ``content`` to an unbuffered file, which may take it in pieces."""
+    left = memoryview(content)
+    while left:
+        left = left[file.write(left) or 0 :]
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a small file: it is there completely, also after a power cut, or not at all."""
+    temporary = path.with_name(f"{path.name}.partial-{os.getpid()}")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    fault(f"{path.stem}-written")
+    os.replace(temporary, path)
+    sync_folder(path.parent)
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file's content, hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder with all that is in it, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def readable(count: int) -> str:
+    """``1.5 GB``."""
+    amount, unit = float(count), "bytes"
+    for larger in ("kB", "MB", "GB", "TB"):
+        if amount < 1000:
+            break
+        amount, unit = amount / 1000, larger
+    return f"{amount:.0f} {unit}" if unit == "bytes" else f"{amount:.1f} {unit}"
+
+
+@contextlib.contextmanager
+def storing(output: Path, needed: Callable[[], int | None]) -> Iterator[None]:
+    """Report what the disk and FFmpeg raise as :class:`OutputError`, in one line.
+
+    Args:
+        output: what is being made.
+        needed: how many more bytes the job needs, about; ``None`` if nothing tells.
+    """
+    try:
+        yield
+    except (av.FFmpegError, OSError) as error:
+        if isinstance(error, OutputError):
+            raise
+        reason = error.strerror or str(error)
+        if error.errno not in _FULL:
+            raise OutputError(
+                f"{output}: cannot be written: {reason}. Check the folder; the same command goes "
+                "on from what is kept."
+            ) from error
+        bytes_needed, free = needed(), shutil.disk_usage(output.parent).free
+        about = "" if bytes_needed is None else f"about {readable(bytes_needed)} more needed, "
+        raise OutputError(
+            f"{output}: cannot be written: {reason}. Free some space and run the same command "
+            f"again: {about}{readable(free)} free in {output.parent}."
+        ) from error

@@ -1,0 +1,340 @@
+"""One output in the making, from the first look at its place to the last file removed.
+
+The order of things on the disk: plan; for each chunk its file, then its line in the journal; a line
+when the input has ended; the output under a temporary name; a note of what it is; the output under
+its own name; then everything else is removed, the note last. Whatever is interrupted, the next run
+finds the last complete step and goes on from there.
+"""
+
+import contextlib
+import logging
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Self, TypeVar
+
+from psssr_fast.errors import InputError, OutputError
+from psssr_fast.faults import fault
+from psssr_fast.jobs.chunks import Recipe, pin_threads
+from psssr_fast.jobs.files import (
+    JOURNAL,
+    PLAN,
+    job_folder,
+    readable,
+    sha256_of,
+    storing,
+    sync_folder,
+)
+from psssr_fast.jobs.finished import Finished, clear, is_unfinished, load_finished, sweep
+from psssr_fast.jobs.journal import Chunk, Ending, Journal
+from psssr_fast.jobs.lock import JobLock
+from psssr_fast.jobs.plan import (
+    Plan,
+    adopt,
+    differences,
+    digest_of,
+    load_plan,
+    restart_frame,
+    save_plan,
+    settle_threads,
+    unchanged,
+)
+from psssr_fast.jobs.sinks import ImageSink, Sink, VideoSink
+from psssr_fast.jobs.space import estimate
+from psssr_fast.video import Frame, Reader, check_output
+
+logger = logging.getLogger(__name__)
+Item = TypeVar("Item")
+SCENE_MEMORY = 16  # frames before a frame that may decide whether it begins a scene
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is to be made, and how.
+
+    Attributes:
+        output: the file or folder, as the user wrote it.
+        reader: of the input.
+        plan: everything that decides the bytes; the encoder's threads may be 0 for "choose".
+        overwrite: an output that is there may be replaced.
+        resume: go on where an interrupted run stopped; otherwise drop what it has kept.
+        notes: warnings so far about frames, one line each.
+    """
+
+    output: str | Path
+    reader: Reader
+    plan: Plan
+    overwrite: bool = False
+    resume: bool = True
+    notes: Callable[[], tuple[str, ...]] = tuple
+
+
+class Job:
+    """A context manager. Frames come from :meth:`frames` and go to :meth:`write`; :meth:`finish`
+    makes the output. An exception leaves what is safe for the next run.
+
+    Args:
+        order: what is to be made.
+
+    Attributes:
+        resumed: frames that an earlier run has finished.
+        first: from which one pictures must be computed, to go on after those.
+        start: from which one :meth:`frames` gives, so that scenes are told as before.
+        frames_done: frames finished now.
+        warnings: what a user should know, one line each; complete after :meth:`finish`.
+    """
+
+    def __init__(self, order: Order) -> None:
+        self.resumed = self.first = self.start = self.frames_done = 0
+        self.warnings: tuple[str, ...] = ()
+        self._order, self._plan = order, order.plan
+        self._output = Path(order.output)
+        self._folder = job_folder(order.output)
+        self._lock = JobLock(self._folder, self._output)
+        self._stack = ExitStack()
+        self._journal: Journal | None = None
+        self._sink: Sink | None = None
+        self._finished: Finished | None = None
+        self._cuts: list[int] = []
+        self._written = 0
+
+    @property
+    def complete(self) -> bool:
+        """Whether all frames are there: nothing must be read or computed."""
+        return self._finished is not None or self._log.ending is not None
+
+    def __enter__(self) -> Self:
+        """Take the lock, and find out what is there.
+
+        Raises:
+            InputError: an unfinished job has another plan, or a damaged one.
+            OutputError: locked by another process; exists already; the disk is full.
+            UsageError: the encoder does not know an option.
+        """
+        with storing(self._output, self._needed):
+            self._stack.enter_context(self._lock)
+            try:
+                self._look()
+            except BaseException:
+                self._leave()
+                raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._leave()
+
+    def frames(self) -> Iterator[Frame]:
+        """Frames of the input from :attr:`start` on.
+
+        Raises:
+            InputError: the input is damaged, or other frames come than in an earlier run.
+        """
+        chunks = tuple(self._log.chunks)
+        known = (pts for chunk in chunks for pts in chunk.pts)
+        for index, frame in enumerate(self._order.reader):
+            if index < self.resumed and frame.pts != next(known):
+                raise self._changed()
+            if index >= self.start:
+                yield frame
+        if next(known, None) is not None:
+            raise self._changed()
+
+    def noting(self, marked: "Iterator[tuple[Item, bool]]") -> "Iterator[tuple[Item, bool]]":
+        """Pass on frames from :attr:`first` on, remembering which begin a scene."""
+        for index, (item, begins) in enumerate(marked, self.first):
+            if begins:
+                self._cuts.append(index)
+            yield item, begins
+
+    def write(self, frame: Frame) -> None:
+        """Take the finished frames in order, from number :attr:`first` on.
+
+        Raises:
+            OutputError: it cannot be written, or another process has taken the job over.
+            UsageError: its size or timestamp does not fit.
+        """
+        index, self._written = self.first + self._written, self._written + 1
+        if index < self.resumed:
+            return
+        self._lock.beat()
+        assert self._sink is not None
+        with storing(self._output, self._needed):
+            self._sink.write(frame)
+
+    def finish(self) -> None:
+        """Make the output under its name, and remove everything else.
+
+        Raises:
+            InputError: the input was changed in the meantime.
+            OutputError: no frame was written; the output cannot be made.
+        """
+        if self._finished is not None:
+            return
+        with storing(self._output, self._needed):
+            if self._log.ending is None:
+                self._end()
+            self._publish()
+
+    @property
+    def _log(self) -> Journal:
+        assert self._journal is not None, "use the job as a context manager"
+        return self._journal
+
+    def _look(self) -> None:
+        order, begun = self._order, is_unfinished(self._folder)
+        finished = load_finished(self._folder) if order.resume else None
+        if finished is not None and finished.made(self._output):
+            self._take_finished(finished)
+            if self._finished is not None:
+                return
+        if not order.resume:
+            sweep(self._folder)
+        # Frames of an earlier run lie where they belong already.
+        may_replace = order.overwrite or (begun and self._plan.form == "images")
+        check_output(order.output, order.reader.info.path, may_replace)
+        self._open_journal()
+        self._check_chunks()
+        self._prepare(self._open_sink(may_replace))
+
+    def _take_finished(self, finished: Finished) -> None:
+        """An earlier run was stopped while it removed its files: do that; and maybe that is all."""
+        clear(self._folder, keep_lock=True)
+        if not differences(finished.plan, adopt(self._plan, finished.plan).to_json()):
+            self._finished = finished
+            self.resumed = self.frames_done = finished.frames
+            self.warnings = finished.warnings
+
+    def _open_journal(self) -> None:
+        stored = load_plan(self._folder)
+        if stored is None:
+            sweep(self._folder)
+            self._plan = settle_threads(self._plan)
+            stored = self._plan.to_json()
+            save_plan(self._folder, stored)
+            fault("plan-renamed")
+        else:
+            self._plan = adopt(self._plan, stored)
+        changes = differences(stored, self._plan.to_json())
+        if changes:
+            raise InputError(
+                f"{self._output}: an unfinished job is here, with another plan: {changes}. Give "
+                "the same input and options to go on, or --restart (resume=False) to begin again."
+            )
+        self._journal = Journal(self._folder / JOURNAL, digest_of(stored))
+
+    def _check_chunks(self) -> None:
+        """Keep the chunks that are as they were written, up to the first that is not."""
+        log = self._log
+        place = self._output if self._plan.form == "images" else self._folder
+        for index, chunk in enumerate(log.chunks):
+            path = place / chunk.file
+            if not path.is_file() or sha256_of(path) != chunk.sha256:
+                logger.warning("%s: %s is damaged: made anew", self._output, path.name)
+                log.cut(index)
+                break
+        sweep(self._folder, PLAN, JOURNAL, *(chunk.file for chunk in log.chunks))
+
+    def _open_sink(self, may_replace: bool) -> Sink:
+        plan, done, commit = self._plan, len(self._log.chunks), self._commit
+        size = (plan.width, plan.height)
+        if plan.form == "images":
+            self._sink = ImageSink(self._output, size, done, may_replace, commit)
+        else:
+            settings = pin_threads(plan.encoder)
+            recipe = Recipe(self._output, settings, self._order.reader.info, size)
+            self._sink = VideoSink(self._folder, recipe, plan.chunk_frames, done, commit)
+        return self._sink
+
+    def _prepare(self, sink: Sink) -> None:
+        log, total = self._log, self._order.reader.info.frames
+        if log.ending is None:
+            sink.prepare()
+        self._cuts = [cut for chunk in log.chunks for cut in chunk.cuts]
+        self.resumed = self.frames_done = log.frames
+        self.first = restart_frame(self.resumed, self._plan.windows, tuple(self._cuts))
+        self.start = max(0, self.first - SCENE_MEMORY)
+        if self.resumed:
+            of = "" if total is None else f" of {total}"
+            logger.info("%s: going on after %d%s frames", self._output, self.resumed, of)
+        needed, free = self._needed(), shutil.disk_usage(self._folder).free
+        if needed is not None and needed > free:
+            logger.warning(
+                "%s: about %s more will be needed; there are %s free in %s",
+                self._output, readable(needed), readable(free), self._output.parent,
+            )  # fmt: skip
+
+    def _commit(self, chunk: Chunk) -> None:
+        self._lock.check()
+        log, begin = self._log, self._log.frames
+        cuts = tuple(cut for cut in self._cuts if begin <= cut < begin + chunk.frames)
+        notes, run = self._order.notes(), self._lock.owner.token
+        log.append(replace(chunk, cuts=cuts, warnings=notes, run=run))
+        self.frames_done = log.frames
+        fault("journaled")
+
+    def _end(self) -> None:
+        assert self._sink is not None
+        self._sink.finish()
+        if not self._log.frames:
+            raise OutputError(f"{self._output}: no frame was written, so there is no video")
+        if not unchanged(self._order.reader.info.path, self._plan.source):
+            raise self._changed()
+        self._lock.check()
+        self._log.append(Ending(self._log.frames, self._order.reader.warnings))
+        fault("ended")
+
+    def _publish(self) -> None:
+        log, sink = self._log, self._sink
+        assert sink is not None and log.ending is not None
+        temporary, notes = sink.publish(log.chunks)
+        fault("assembled")
+        runs = {chunk.run: chunk.warnings for chunk in log.chunks}
+        about_frames = [line for lines in runs.values() for line in lines]
+        lines = (*log.ending.warnings, *notes, *about_frames, *self._order.notes())
+        self.warnings = tuple(dict.fromkeys(lines))
+        self._lock.check()
+        finished = Finished.of(self._plan, log.frames, self.warnings, temporary)
+        finished.save(self._folder)
+        fault("noted")
+        if temporary is not None:
+            temporary.replace(self._output)
+            sync_folder(self._folder.parent)
+        fault("output-renamed")
+        clear(self._folder, keep_lock=True)
+        self._finished = finished
+
+    def _leave(self) -> None:
+        """Keep what is safe, if there is any; remove the rest."""
+        if self._sink is not None:
+            self._sink.abandon()
+        kept = self._journal is not None and bool(self._log.chunks) and self._finished is None
+        if kept:
+            total = self._order.reader.info.frames
+            of = "" if total is None else f" of {total}"
+            logger.info(
+                "%s: %d%s frames are kept; run the same command again to go on",
+                self._output, self._log.frames, of,
+            )  # fmt: skip
+        elif self._journal is not None or not is_unfinished(self._folder):
+            with contextlib.suppress(OSError):  # the next run tries again
+                clear(self._folder, keep_lock=False)
+        self._stack.close()
+
+    def _changed(self) -> InputError:
+        return InputError(
+            f"{self._order.reader.info.path}: the input was changed since the job began. Put the "
+            "old one back, or pass --restart (resume=False) to begin again."
+        )
+
+    def _needed(self) -> int | None:
+        plan, chunks = self._plan, self._journal.chunks if self._journal else ()
+        size = (plan.width, plan.height)
+        return estimate(size, self._order.reader.info.frames, plan.form == "images", chunks)

@@ -1,0 +1,244 @@
+"""Everything that decides the bytes of an output, fixed before the first frame."""
+
+import dataclasses
+import hashlib
+import json
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from psssr_fast.config import Settings, Windows
+from psssr_fast.errors import InputError
+from psssr_fast.jobs.files import PLAN, job_folder, sha256_of, write_whole
+from psssr_fast.jobs.journal import canonical
+from psssr_fast.video import EncoderSettings
+from psssr_fast.video.images import is_image_source, list_images
+
+VERSION = 1
+CHUNK_FRAMES = 96  # about four seconds; every chunk begins with a key frame
+_TOLD_ONLY = frozenset({"source.name", "source.mtime_ns"})  # the content is what counts
+_SHOWN = 4  # differences in a message
+
+
+@dataclass(frozen=True)
+class Source:
+    """The input.
+
+    Attributes:
+        name: of the file or folder.
+        bytes: its size.
+        mtime_ns: when it was changed last.
+        sha256: of the file; of a folder, of the names and contents of its frames.
+        frame_rate: of a folder of frames.
+    """
+
+    name: str
+    bytes: int
+    mtime_ns: int
+    sha256: str
+    frame_rate: str
+
+
+@dataclass(frozen=True)
+class Computing:
+    """What computes the pictures.
+
+    Attributes:
+        model: name of the model.
+        weights: SHA-256 of all its tensors.
+        device: kind of device.
+        threads: that compute on a CPU; sums depend on how they are divided.
+        software: versions of what computes.
+    """
+
+    model: str
+    weights: str
+    dtype: str
+    device: str
+    threads: int
+    attention: str
+    engine: str
+    software: str
+    settings: Settings
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A job, completely.
+
+    Attributes:
+        width, height: of the output.
+        form: suffix of the output; ``"images"`` for a folder of PNG frames.
+        encoder: how the video is compressed, its number of threads included.
+        ffmpeg: version of the encoders.
+        chunk_frames: frames of a chunk; the last may have fewer.
+        rows, columns: where the tiles begin, output pixels.
+    """
+
+    source: Source
+    computing: Computing
+    width: int
+    height: int
+    form: str
+    encoder: EncoderSettings
+    ffmpeg: str
+    chunk_frames: int
+    rows: tuple[int, ...]
+    columns: tuple[int, ...]
+    version: int = VERSION
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
+
+    @property
+    def windows(self) -> Windows:
+        """How the clip is cut for the model."""
+        return self.computing.settings.windows
+
+
+def chunk_length(wanted: int | None, windows: Windows) -> int:
+    """Frames of a chunk: whole numbers of windows, each counted without what the next shares."""
+    stride = windows.frames - windows.overlap_frames
+    return stride * max(1, -(-(wanted or CHUNK_FRAMES) // stride))
+
+
+def restart_frame(frame: int, windows: Windows, cuts: tuple[int, ...] = ()) -> int:
+    """Where to begin again so that ``frame`` and all later ones come out as they would have.
+
+    That is the start of the last window that ends before ``frame``: windows from there on lie
+    where they would have lain, and none before it covers ``frame``.
+
+    Args:
+        frame: the first one wanted.
+        windows: how the clip is cut.
+        cuts: frames at which windows begin anew.
+    """
+    begin = max((cut for cut in cuts if cut <= frame), default=0)
+    stride = windows.frames - windows.overlap_frames
+    return begin + max(0, frame - begin - windows.frames) // stride * stride
+
+
+def describe_source(path: str | Path, frame_rate: object) -> Source:
+    """Read the input once, for its hash.
+
+    Raises:
+        InputError: it cannot be read any more.
+    """
+    source = Path(path)
+    try:
+        if not is_image_source(path):
+            found = source.stat()
+            digest = sha256_of(source)
+            return Source(source.name, found.st_size, found.st_mtime_ns, digest, "")
+        files = list_images(path)
+        total = hashlib.sha256()
+        for file in files:
+            total.update(f"{os.fsencode(file.name).hex()} {sha256_of(file)}\n".encode())
+        sizes = [file.stat() for file in files]
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}. Check the file.") from error
+    size, changed = sum(s.st_size for s in sizes), max(s.st_mtime_ns for s in sizes)
+    return Source(source.name, size, changed, total.hexdigest(), str(frame_rate))
+
+
+def unchanged(path: str | Path, source: Source) -> bool:
+    """Whether the input still looks as it did when the plan was made; cheap."""
+    try:
+        files = list_images(path) if is_image_source(path) else [Path(path)]
+        found = [file.stat() for file in files]
+    except (OSError, InputError):
+        return False
+    sizes, times = [s.st_size for s in found], [s.st_mtime_ns for s in found]
+    return (sum(sizes), max(times)) == (source.bytes, source.mtime_ns)
+
+
+def digest_of(plan: dict[str, Any]) -> str:
+    """What names a plan: the hash of its values."""
+    return hashlib.sha256(canonical(plan)).hexdigest()
+
+
+def save_plan(folder: Path, plan: dict[str, Any]) -> None:
+    """Write a plan, with its digest, into the folder of its job."""
+    content = {"sha256": digest_of(plan), "plan": plan}
+    write_whole(folder / PLAN, json.dumps(content, indent=1).encode() + b"\n")
+
+
+def load_plan(folder: Path) -> dict[str, Any] | None:
+    """The plan of an unfinished job, ``None`` if there is none.
+
+    Raises:
+        InputError: it was changed since it was written.
+    """
+    path = folder / PLAN
+    try:
+        content = json.loads(path.read_bytes())
+        plan = content["plan"]
+        if isinstance(plan, dict) and content["sha256"] == digest_of(plan):
+            return plan
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError, KeyError):
+        pass
+    raise InputError(
+        f"{path}: the plan of the unfinished job is damaged. Pass --restart (resume=False) to "
+        "begin again."
+    )
+
+
+def kept_dtype(output: str | Path) -> str | None:
+    """What the unfinished job of an output computes in, to go on in the same."""
+    try:
+        plan = load_plan(job_folder(output))
+        return None if plan is None else plan["computing"]["dtype"]
+    except (InputError, KeyError, TypeError):
+        return None
+
+
+def adopt(plan: Plan, stored: dict[str, Any]) -> Plan:
+    """The plan with what was left open as the unfinished job has it: the encoder's threads."""
+    threads = stored.get("encoder", {}).get("threads")
+    if plan.encoder.threads == 0 and isinstance(threads, int) and plan.form != "images":
+        return replace(plan, encoder=replace(plan.encoder, threads=threads))
+    return plan
+
+
+def settle_threads(plan: Plan) -> Plan:
+    """The plan with a number of threads for the encoder, which decides its bytes."""
+    if plan.encoder.threads or plan.form == "images":
+        return plan
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    x264 = plan.encoder.codec.startswith("libx264")
+    count = max(1, (cores or 1) * 3 // 2 if x264 else cores or 1)  # what x264 would take
+    return replace(plan, encoder=replace(plan.encoder, threads=min(count, 16)))
+
+
+def differences(stored: dict[str, Any], wanted: dict[str, Any]) -> str:
+    """What differs between two plans, in words; empty if nothing does that counts."""
+    old, new = _flat(stored), _flat(wanted)
+    names = [
+        name
+        for name in dict.fromkeys((*old, *new))
+        if name not in _TOLD_ONLY and old.get(name) != new.get(name)
+    ]
+    shown = [f"{name} was {_short(old, name)}, now {_short(new, name)}" for name in names[:_SHOWN]]
+    more = len(names) - len(shown)
+    return "; ".join(shown) + (f"; and {more} more" if more else "")
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    found = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            found.update(_flat(value, f"{prefix}{name}."))
+        else:
+            found[prefix + name] = value
+    return found
+
+
+def _short(values: dict[str, Any], name: str) -> str:
+    if name not in values:
+        return "nothing"
+    text = json.dumps(values[name])
+    return text if len(text) <= 40 else f"{text[:16]}..."

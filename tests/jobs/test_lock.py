@@ -1,0 +1,112 @@
+"""One process at a time, and a lock whose owner has died is no obstacle."""
+
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict, replace
+
+import pytest
+from cli_fixtures import command
+from job_fixtures import KILLED, SMALL, digest, folder_of, write_clip
+
+from psssr_fast.errors import OutputError
+from psssr_fast.jobs import lock as locks
+from psssr_fast.jobs.lock import JobLock, holder
+
+
+def test_a_second_process_is_told_who_is_at_work_within_a_second(clip, tmp_path):
+    long = write_clip(tmp_path / "long.mp4", range(0, 4000, 10))
+    arguments = ("upscale", long, "-o", tmp_path / "out.mp4", *SMALL)
+    with subprocess.Popen(command(*arguments), stderr=subprocess.DEVNULL) as first:
+        while holder(folder_of(tmp_path / "out.mp4")) is None:
+            time.sleep(0.02)
+        # A process that only asks, as another run does before it loads anything.
+        code = "import sys, time; begin = time.monotonic()\n" + (
+            "from psssr_fast.jobs.place import check_place\n"
+            "try:\n    check_place(sys.argv[1], sys.argv[2])\n"
+            "except OSError as error:\n"
+            "    print(error.exit_code, 'torch' in sys.modules, error)\n"
+        )
+        asked = subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path / "out.mp4"), str(long)],
+            capture_output=True,
+            text=True,
+        )
+        second = subprocess.run(command(*arguments), capture_output=True, text=True)
+        first.send_signal(signal.SIGKILL)
+    assert f"6 False {tmp_path}/out.mp4: locked by pid {first.pid}," in asked.stdout, asked.stderr
+    assert second.returncode == 6
+    assert f"out.mp4: locked by pid {first.pid}," in second.stderr
+    assert not (tmp_path / "out.mp4").exists()
+
+
+def test_the_lock_of_a_killed_process_is_taken_over(forks, clip, whole, tmp_path):
+    arguments = (clip, "-o", "out.mp4", *SMALL)
+    assert forks(*arguments, folder=tmp_path, fault="journaled:1:kill").code == KILLED
+    lock = folder_of(tmp_path / "out.mp4") / "lock"
+    owner = json.loads(lock.read_text())
+    owner["pid"] = os.getpid()  # which lives, but began at another time
+    lock.write_text(json.dumps(owner))
+    done = forks(*arguments, folder=tmp_path)
+    assert done.code == 0, done.err
+    assert digest(tmp_path / "out.mp4") == digest(whole)
+
+
+def try_to_lock(folder, results):
+    try:
+        with JobLock(folder, folder):
+            time.sleep(0.5)
+            results.put("had it")
+    except OutputError as error:
+        results.put(str(error))
+
+
+@pytest.mark.parametrize("system_locks", [True, False], ids=["flock", "no flock"])
+def test_of_many_processes_one_gets_it(tmp_path, monkeypatch, system_locks):
+    if not system_locks:
+        monkeypatch.setattr(locks, "fcntl", None)
+    (tmp_path / "job").mkdir()
+    dead = replace(JobLock(tmp_path / "job", tmp_path).owner, pid=2**22 - 1)
+    (tmp_path / "job/lock").write_text(json.dumps(asdict(dead)))
+    context = multiprocessing.get_context("fork")
+    results = context.Queue()
+    crowd = [
+        context.Process(target=try_to_lock, args=(tmp_path / "job", results)) for _ in range(5)
+    ]
+    for process in crowd:
+        process.start()
+    told = [results.get(timeout=30) for _ in crowd]
+    for process in crowd:
+        process.join()
+    if system_locks:
+        assert sum(text == "had it" for text in told) == 1
+    assert all(text == "had it" or "locked by pid" in text for text in told)
+
+
+def test_a_lock_that_was_taken_away_is_noticed_before_anything_is_kept(tmp_path):
+    with JobLock(tmp_path / "job", tmp_path / "out.mp4") as lock:
+        lock.check()
+        thief = replace(lock.owner, pid=1, token="other")
+        (tmp_path / "job/lock").write_text(json.dumps(asdict(thief)))
+        with pytest.raises(OutputError, match="locked by pid 1,"):
+            lock.check()
+
+
+def test_another_machine_counts_as_alive_while_it_gives_signs_of_life(tmp_path):
+    folder = tmp_path / "job"
+    folder.mkdir()
+    path = folder / "lock"
+    elsewhere = locks.Owner(1, 1, "another kernel", "elsewhere", "token")
+    path.write_text(json.dumps(asdict(elsewhere)))
+    assert holder(folder) == elsewhere
+    with pytest.raises(OutputError, match="locked by pid 1 on elsewhere"), JobLock(folder, folder):
+        pass
+    long_ago = time.time() - locks.SILENCE - 1
+    os.utime(path, (long_ago, long_ago))
+    assert holder(folder) is None
+    path.write_text(json.dumps(asdict(replace(elsewhere, host=locks.socket.gethostname()))))
+    assert holder(folder) is None  # this machine, before it was started anew

@@ -1,0 +1,65 @@
+"""The first signal stops and says what is kept; the second ends at once; both can be resumed."""
+
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from job_fixtures import SMALL, digest, folder_of, journal_of, write_clip
+
+
+@pytest.fixture(scope="module")
+def long(forks, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("long")
+    clip = write_clip(folder / "clip.mp4", range(0, 4000, 40))
+    assert forks(clip, "-o", "whole.mp4", *SMALL, folder=folder).code == 0
+    return clip, folder / "whole.mp4"
+
+
+@pytest.mark.parametrize(("action", "code"), [("int", 130), ("term", 143)])
+def test_a_signal_keeps_the_chunks_and_says_so(forks, long, tmp_path, action, code):
+    clip, whole = long
+    command = (clip, "-o", "out.mp4", *SMALL)
+    done = forks(*command, folder=tmp_path, fault=f"journaled:3:{action}")
+    assert done.code == code, done.err
+    kept = len(journal_of(tmp_path / "out.mp4"))
+    assert kept >= 3
+    assert f"out.mp4: {6 * kept} of 100 frames are kept; run the same command again" in done.err
+    assert "Traceback" not in done.err
+    left = {path.name for path in folder_of(tmp_path / "out.mp4").iterdir()}
+    assert {"plan.json", "journal.jsonl", "lock"} < left
+    assert all(re.fullmatch(r"chunk-\d{6}|plan\.json|journal\.jsonl|lock", name) for name in left)
+    assert forks(*command, folder=tmp_path).code == 0
+    assert digest(tmp_path / "out.mp4") == digest(whole)
+
+
+STUCK = """
+import hashlib
+from psssr_fast.commands.stopping import stoppable
+try:
+    with stoppable():
+        print("ready", flush=True)
+        hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)  # minutes, in which Python sees no signal
+except KeyboardInterrupt:
+    print("in good order")
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["SIGINT", "SIGTERM"]
+)
+def test_the_second_signal_ends_it_at_once(number, code):
+    with subprocess.Popen([sys.executable, "-c", STUCK], stdout=subprocess.PIPE, text=True) as run:
+        assert run.stdout.readline() == "ready\n"
+        time.sleep(0.2)
+        run.send_signal(number)
+        time.sleep(0.05)
+        run.send_signal(number)  # the same press of Ctrl-C, passed on by whoever started it
+        time.sleep(0.6)
+        assert run.poll() is None
+        run.send_signal(number)
+        begin = time.monotonic()
+        assert run.wait(timeout=20) == code
+        assert time.monotonic() - begin < 5

@@ -1,0 +1,16 @@
+"""A small torture in every run of the tests; more on demand, see ``kill.py``."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from kill import torture
+
+
+def test_killed_jobs_lose_nothing():
+    score = torture(jobs=25, seed=0, tell=False)
+    assert score.passed, str(score)
+    assert score.jobs == 25
+    assert score.kills >= 25
+    assert len(score.points) == 16, sorted(score.points)
