@@ -48,5 +48,5 @@ $(VENV)/.installed: $(SOURCES)
 	@touch $@
 
 $(VENV)/.installed-dev: $(SOURCES)
-	$(call install,[test$(comma)ref$(comma)dev])
+	$(call install,[test$(comma)ref$(comma)train$(comma)metrics$(comma)dev])
 	@touch $@ $(VENV)/.installed

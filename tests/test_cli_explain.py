@@ -18,8 +18,8 @@ def psssr(capsys):
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory) -> Path:
-    """20 frames 64x36."""
-    return write_video(tmp_path_factory.mktemp("clip") / "clip.mp4", frames=20)
+    """40 frames 64x36."""
+    return write_video(tmp_path_factory.mktemp("clip") / "clip.mp4", frames=40)
 
 
 FAST = ("--device", "cpu", "--dtype", "float32")
@@ -35,11 +35,11 @@ def test_a_plan_says_in_a_few_lines_what_would_run(psssr, clip):
     done = psssr("plan", clip, *FAST)
     assert (done.code, done.err) == (0, "")
     first, *lines = done.out.splitlines()
-    assert first == f"{clip}: 20 frames 64x36 to 256x144, nano, cpu, float32"
+    assert first == f"{clip}: 40 frames 64x36 to 256x144, nano, cpu, float32"
     titles = [line.split()[0] for line in lines]
     assert titles == ["windows", "memory", "decodes", "work", "time", "why"]
     text = done.out
-    assert "8x144x256, overlap 1x64; 3 over time, 1 down, 1 across" in text
+    assert "16x144x256, overlap 1x64; 3 over time, 1 down, 1 across" in text
     assert re.search(
         r"memory +\S+ MiB of \S+ GiB \(90% of what is free on cpu\): weights \S+ MiB", text
     )
@@ -52,9 +52,9 @@ def test_the_document_has_the_same_in_numbers(psssr, clip):
     plan = plan_of(psssr, clip, "--scale", 3)
     assert plan["schema"] == "psssr.plan/1"
     assert plan["job"] == {
-        "frames": 20, "input_height": 36, "input_width": 64, "height": 108, "width": 192,
+        "frames": 40, "input_height": 36, "input_width": 64, "height": 108, "width": 192,
     }  # fmt: skip
-    assert (plan["window"], plan["counts"]) == ([8, 108, 192], [3, 1, 1])
+    assert (plan["window"], plan["counts"]) == ([16, 108, 192], [3, 1, 1])
     memory = plan["memory_bytes"]
     parts = (memory[name] for name in ("weights", "clip", "window", "scratch"))
     assert memory["total"] == sum(parts)

@@ -23,13 +23,13 @@ def driver():
 def test_memory_does_not_grow_from_file_to_file():
     """The smallest thing kept of each frame, the detector's small picture, would be 9 KiB."""
     done = subprocess.run(
-        [sys.executable, DRIVER, "--frames", "1200", "--max-slope", "4096", "--json"],
+        [sys.executable, DRIVER, "--frames", "3000", "--max-slope", "4096", "--json"],
         capture_output=True,
         text=True,
         timeout=400,
     )
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["frames"] == 1200
+    assert json.loads(done.stdout)["frames"] == 3000
 
 
 def samples(driver, memory=0.0, files=0.0, threads=0.0):

@@ -83,7 +83,7 @@ class CodecSize:
     dim: int = 48
     z_dim: int = 16
     encoder_blocks: int = 4
-    decoder_blocks: int = 3
+    decoder_blocks: int = 2
 
 
 @dataclass(frozen=True)
@@ -103,13 +103,13 @@ NANO = ModelSize(
         dim=128,
         ffn_dim=384,
         heads=4,
-        layers=6,
-        kept_blocks=(2, 5),
+        layers=3,
+        kept_blocks=(2,),
         text_dim=0,
         attention_window=(4, 8, 8),
     ),
     CodecSize(),
-    Windows(frames=8, overlap_frames=1, overlap_pixels=64),
+    Windows(frames=16, overlap_frames=1, overlap_pixels=64),
 )
 SIZES = {size.name: size for size in (WAN_1_3B, NANO)}
 

@@ -1,6 +1,10 @@
-"""Training material: short high-resolution clips and the low-resolution pictures made of them."""
+"""Material for training ``nano`` on a CPU: rendered once, kept in memory, cut at random.
 
-from collections.abc import Iterator
+High-resolution clips beside low-resolution versions of them, made beforehand, because resizing and
+compressing on the fly would cost more than the network.
+"""
+
+import random
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,10 +16,20 @@ from torch import Tensor
 
 from psssr_fast.errors import InputError
 from psssr_fast.resize import resize_frames
+from psssr_fast.training.degradation import degrade
 
 PHOTO_SUFFIXES = {".webp", ".jpg", ".jpeg", ".png"}
 VIDEO_SUFFIXES = {".mp4", ".mkv", ".mov"}
-LONG_SIDE = 1280  # photos are reduced to this: what is left is sharp and free of sensor noise
+SCALE = 4
+VERSIONS = ("bicubic", "light", "light")  # of each clip: how its low-resolution versions are made
+PHOTO_SIDES = (1280, 800)  # long sides that photos are reduced to: what is left is sharp
+PAN_SIDE = 2560  # the same for photos that the camera moves over, at half a pixel's precision
+CUT = 25.0  # mean change between frames, in 8-bit steps, that no motion makes
+MARGIN = 4  # low-resolution pixels around a crop that its enlargement sees
+NOISE = (
+    0.25,
+    3.0,
+)  # share of the bicubic clips with noise, largest standard deviation (8-bit steps)
 
 
 @dataclass(frozen=True)
@@ -27,103 +41,187 @@ class HeldOut:
 
 
 @dataclass(frozen=True)
-class Degradation:
-    """How low-resolution clips are made: antialiased bicubic by ``scale``, noise, 8 bits.
+class Source:
+    """A clip, ``high`` uint8 ``[frames, 3, H, W]``, and its :data:`VERSIONS` at a quarter."""
 
-    Attributes:
-        scale: reduction in each direction.
-        noise: largest standard deviation of Gaussian noise, in 8-bit steps; drawn per clip.
-        noisy: share of the clips that get noise.
+    high: Tensor
+    lows: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Material:
+    """All there is to train on: photos are clips of one frame."""
+
+    photos: tuple[Source, ...]
+    clips: tuple[Source, ...]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """High-resolution clips, and the low-resolution ones brought back to their size.
+
+    Both ``[batch, 3, frames, H, W]`` in [-1, 1].
     """
 
-    scale: int = 4
-    noise: float = 3.0
-    noisy: float = 0.3
+    high: Tensor
+    low: Tensor
 
 
-def load_sources(folder: Path, held_out: tuple[HeldOut, ...] = ()) -> list[Tensor]:
-    """Every photo and video below ``folder`` as uint8 ``[frames, 3, H, W]``; a photo is one frame.
+def load_material(
+    folder: Path,
+    held_out: tuple[HeldOut, ...] = (),
+    seed: int = 0,
+    frames: int = 6,
+    size: int = 320,
+    pans: int = 5,
+) -> Material:
+    """Render every photo and video below ``folder``.
+
+    Args:
+        folder: photos and videos, in any tree.
+        held_out: what to leave out.
+        seed: of camera motion and degradation.
+        frames: of a clip.
+        size: side in pixels of the clips that a camera moving over a photo sees.
+        pans: such clips of each photo.
 
     Raises:
         InputError: nothing to train on, or a held-out video is not there (renamed, it would be
             trained on).
     """
-    sources = []
-    paths = sorted(folder.rglob("*"))
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
     for rule in held_out:
         if rule.name not in {path.name for path in paths}:
             raise InputError(f"{folder}: held-out video {rule.name!r} is not below it")
+    draw = random.Random(seed)
+    photos, clips = list[Source](), list[Source]()
     for path in paths:
-        if path.suffix.lower() in PHOTO_SUFFIXES | VIDEO_SUFFIXES:
+        if path.suffix.lower() in PHOTO_SUFFIXES:
+            photo = _decode(path)[0]
+            for side in PHOTO_SIDES:
+                if side == PHOTO_SIDES[0] or max(photo.shape[1:]) > 1500:
+                    photos.append(_source(_shrink(photo, side)[None], draw))
+            large = _shrink(photo, PAN_SIDE)
+            panned = (_pan(large, frames, size, draw) for _ in range(pans))
+            clips.extend(_source(clip, draw) for clip in panned if clip is not None)
+        elif path.suffix.lower() in VIDEO_SUFFIXES:
             hidden = sum(rule.frames for rule in held_out if rule.name == path.name)
-            frames = _decode(path)
-            sources.append(frames[: len(frames) - hidden])
-    if not sources:
+            video = _decode(path)
+            shots = _shots(video[: len(video) - hidden], frames)
+            clips.extend(_source(shot, draw) for shot in shots)
+    if not photos and not clips:
         raise InputError(f"{folder}: no photos or videos found below it; give a folder of some")
-    return sources
+    return Material(tuple(photos), tuple(clips))
 
 
 def _decode(path: Path) -> Tensor:
-    """All frames; of a long video every third, since neighbours are nearly equal."""
     with av.open(str(path)) as container:
-        photo = path.suffix.lower() in PHOTO_SUFFIXES
-        stride = 1 if photo or container.streams.video[0].frames <= 300 else 3
-        frames = []
-        for index, frame in enumerate(container.decode(video=0)):
-            if index % stride == 0:
-                shrink = min(1.0, LONG_SIDE / max(frame.width, frame.height)) if photo else 1.0
-                size = (round(frame.width * shrink), round(frame.height * shrink))
-                rgb = frame.reformat(*size, format="rgb24", interpolation="AREA")
-                frames.append(np.ascontiguousarray(rgb.to_ndarray().transpose(2, 0, 1)))
-    return torch.from_numpy(np.stack(frames))
+        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    return torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2).contiguous()
 
 
-def sample_clips(
-    sources: list[Tensor], batch: int, frames: int, size: int, generator: torch.Generator
-) -> Iterator[Tensor]:
-    """Batches of random clips, float ``[batch, 3, frames, size, size]`` in [-1, 1], without end.
+def _reduce(picture: Tensor, height: int, width: int) -> Tensor:
+    """Antialiased bicubic reduction of bytes ``[frames, 3, H, W]``."""
+    small = F.interpolate(picture.float(), (height, width), mode="bicubic", antialias=True)
+    return small.round().clamp(0, 255).byte()
 
-    A source is drawn in proportion to its pixels; a photo becomes a clip by panning over it up to
-    3 pixels a frame; every clip is flipped and turned at random.
+
+def _shrink(photo: Tensor, side: int) -> Tensor:
+    height, width = photo.shape[1:]
+    scale = side / max(height, width)
+    if scale >= 1:
+        return photo
+    return _reduce(photo[None], round(height * scale), round(width * scale))[0]
+
+
+def _source(high: Tensor, draw: random.Random) -> Source:
+    """With its low-resolution versions; cut to multiples of 8 pixels."""
+    height, width = (side // 8 * 8 for side in high.shape[-2:])
+    high = high[..., :height, :width].contiguous()
+    clip = high.float().mul(2 / 255).sub(1).transpose(0, 1)[None]
+    lows = []
+    for name in VERSIONS:
+        low = degrade(clip, name, draw.randrange(2**31), SCALE)[0].transpose(0, 1)
+        lows.append(low.add(1).mul(127.5).round().byte().contiguous())
+    return Source(high, tuple(lows))
+
+
+def _pan(photo: Tensor, frames: int, size: int, draw: random.Random) -> Tensor | None:
+    """A clip of a camera moving over a photo, in steps of half a pixel if it is large enough."""
+    half = min(photo.shape[1:]) >= 2 * (size + 24)
+    grain = 2 if half else 1
+    side = size * grain
+    if min(photo.shape[1:]) < side + 24 * grain:
+        return None
+    still = draw.random() < 0.2
+    offsets = []
+    for length in photo.shape[1:]:
+        speed = 0.0 if still else draw.uniform(-3, 3) * grain
+        path = [round(speed * t + draw.uniform(-0.5, 0.5) * grain) for t in range(frames)]
+        begin = draw.randint(-min(0, *path), length - side - max(0, *path))
+        offsets.append([begin + step for step in path])
+    views = [photo[:, y : y + side, x : x + side] for y, x in zip(*offsets, strict=True)]
+    clip = torch.stack(views)
+    return F.avg_pool2d(clip.float(), 2).round().byte() if half else clip
+
+
+def _shots(video: Tensor, frames: int) -> list[Tensor]:
+    """Clips spread over a video, none across a cut."""
+    if len(video) < frames:
+        return []
+    count = max(8, min(28, len(video) // 12))
+    starts = [i * (len(video) - frames) // (count - 1) for i in range(count)]
+    shots = [video[start : start + frames].clone() for start in starts]
+    return [s for s in shots if s.float().diff(dim=0).abs().mean((1, 2, 3)).max() <= CUT]
+
+
+class Sampler:
+    """Random crops of the material.
+
+    Args:
+        material: to cut from.
+        seed: of every draw.
+        clean: share of bicubic versions; the rest is ``light``.
     """
-    share = torch.tensor([float(len(s) * s.shape[2] * s.shape[3]) ** 0.5 for s in sources])
-    while True:
-        picks = torch.multinomial(share, batch, replacement=True, generator=generator)
-        clips = [_cut(sources[i], frames, size, generator) for i in picks.tolist()]
-        yield torch.stack(clips).float().mul(2 / 255).sub(1)
 
+    def __init__(self, material: Material, seed: int, clean: float = 0.7) -> None:
+        self._material = material
+        self._draw = random.Random(seed)
+        self._noise = torch.Generator().manual_seed(seed)
+        self._clean = clean
 
-def _cut(source: Tensor, frames: int, size: int, generator: torch.Generator) -> Tensor:
-    def draw(low: int, high: int) -> int:
-        return int(torch.randint(low, high + 1, (1,), generator=generator))
+    def batch(self, count: int, frames: int, crop: int) -> Batch:
+        """``count`` clips of ``frames`` frames, ``crop`` pixels wide and high."""
+        pairs = [self._cut(self._pick(frames), frames, crop) for _ in range(count)]
+        high, low = (torch.stack(part).transpose(1, 2) for part in zip(*pairs, strict=True))
+        return Batch(high, low)
 
-    total, _, height, width = source.shape
-    start = draw(0, max(total - frames, 0))
-    reach = 3 * (frames - 1) if total == 1 else 0
-    y, x = draw(reach, height - size - reach), draw(reach, width - size - reach)
-    dy, dx = (draw(-3, 3), draw(-3, 3)) if total == 1 else (0, 0)
-    clip = torch.stack(
-        [
-            source[min(start + t, total - 1), :, y + dy * t :, x + dx * t :][:, :size, :size]
-            for t in range(frames)
-        ],
-        dim=1,
-    )
-    if draw(0, 1):
-        clip = clip.flip(-1)
-    return clip.rot90(draw(0, 3), (-2, -1))
+    def _pick(self, frames: int) -> Source:
+        photos, clips = self._material.photos, self._material.clips
+        still = frames == 1 and photos and (not clips or self._draw.random() < 0.6)
+        sources = photos if still else clips
+        sizes = [(source.high.shape[-1] * source.high.shape[-2]) ** 0.5 for source in sources]
+        return self._draw.choices(sources, sizes)[0]
 
-
-def degrade(clips: Tensor, degradation: Degradation, generator: torch.Generator) -> Tensor:
-    """The low-resolution picture of each clip, resized back: same shape and range as ``clips``."""
-    batch, _, frames, height, width = clips.shape
-    flat = clips.transpose(1, 2).flatten(0, 1)
-    small = (height // degradation.scale, width // degradation.scale)
-    low = F.interpolate(flat, small, mode="bicubic", align_corners=False, antialias=True)
-    deviation = torch.rand(batch, generator=generator) * degradation.noise * 2 / 255
-    deviation *= torch.rand(batch, generator=generator) < degradation.noisy
-    noise = torch.randn(low.shape, generator=generator)
-    low = low + noise * deviation.repeat_interleave(frames)[:, None, None, None]
-    low = ((low.clamp(-1, 1) + 1) * 127.5).round() / 127.5 - 1
-    picture = resize_frames(low, height, width)
-    return picture.unflatten(0, (batch, frames)).transpose(1, 2)
+    def _cut(self, source: Source, frames: int, crop: int) -> tuple[Tensor, Tensor]:
+        draw = self._draw
+        clean = draw.random() < self._clean
+        low = source.lows[0] if clean else source.lows[draw.randint(1, len(VERSIONS) - 1)]
+        side, (total, _, height, width) = crop // SCALE, low.shape
+        first = draw.randint(0, total - frames)
+        y, x = draw.randint(0, height - side), draw.randint(0, width - side)
+        top, left = max(0, y - MARGIN), max(0, x - MARGIN)
+        part = low[first : first + frames, :, top : y + side + MARGIN, left : x + side + MARGIN]
+        part = part.float().mul(2 / 255).sub(1)
+        if clean and draw.random() < NOISE[0]:
+            noise = torch.randn(part.shape, generator=self._noise)
+            part = part + noise * (draw.uniform(0, 2 * NOISE[1]) / 255)
+        large = resize_frames(part, SCALE * part.shape[-2], SCALE * part.shape[-1])
+        inside = SCALE * (y - top), SCALE * (x - left)
+        large = large[:, :, inside[0] :, inside[1] :][:, :, :crop, :crop]
+        high = source.high[first : first + frames, :, SCALE * y :, SCALE * x :][:, :, :crop, :crop]
+        pair = torch.stack([high.float().mul(2 / 255).sub(1), large])
+        if draw.random() < 0.5:
+            pair = pair.flip(-1)
+        turned = pair.rot90(draw.randint(0, 3), (-2, -1))
+        return turned[0], turned[1]

@@ -2,55 +2,77 @@
 
 Three stages, after the paper's recipe at a size for two CPU cores:
 
-1. codec: reconstruct the high-resolution picture from its latents and the resized input;
-2. base: one step from the input's latents to the high-resolution ones, with the decoder;
-3. draft: three steps on its own trajectory, on the frozen base's features.
+1. codec: reconstruct the picture from its latents, or the input's, and the resized input;
+2. base: one step from the input's latents to the high-resolution ones, together with the codec;
+3. decoder: the draft's three steps, on its own trajectory and the frozen base's features, and the
+   decoder, which draws both the base's picture and the draft's;
+4. draft: the draft alone, with everything else frozen.
 
-Losses: L2 on latents, L1 on pixels; in the last stage also L1 on the luma's high frequencies, the
-only part of the draft's picture that is used.
+Losses: L2 on latents, L1 on pixels. The draft's picture is judged where it is used, behind the
+frequency-domain update, and there also by LPIPS-VGG, the more the later the step.
 """
 
 import argparse
 import json
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+import math
+import random
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from psssr_fast.checkpoint import load_checkpoint, save_bundle
-from psssr_fast.config import Sampling
+from psssr_fast.config import FrequencyUpdate, Sampling
+from psssr_fast.metrics.lpips import Lpips
 from psssr_fast.models.codec import NanoCodec
 from psssr_fast.models.dit import Dit
 from psssr_fast.models.sizes import NANO, CodecSize
+from psssr_fast.ops.frequency_update import luma_change
 from psssr_fast.sampling import base_step, draft_steps, make_schedule
-from psssr_fast.training.clips import Degradation, HeldOut, degrade, load_sources, sample_clips
+from psssr_fast.training.clips import Batch, HeldOut, Material, Sampler, load_material
+
+EMA = 0.999
+SAMPLING = Sampling()
+SCHEDULE = make_schedule(SAMPLING)
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Length and size of the training; learning rates fall to zero along a cosine.
+    """Length and size of the training; learning rates fall along a cosine.
 
     Attributes:
-        codec_minutes, base_minutes, draft_minutes: wall-clock time of each stage.
+        codec_steps, base_steps, decoder_steps, draft_steps: iterations of each stage.
         codec_batch: single frames in a batch of the first stage.
         clip_batch, clip_frames: clips in a batch, and frames in a clip, of the others.
         crop: side of a clip in pixels.
-        learning_rate: at the start of each stage, after a warm-up of 50 iterations.
+        codec_rate, base_rate, decoder_rate, draft_rate: learning rate at the start of each stage,
+            after a warm-up of 50 iterations.
+        judged_frames: frames of a batch that LPIPS looks at.
+        decoder_perceptual, draft_perceptual: weight of LPIPS in the last two stages, at the last
+            draft step; the others get 1/3 and 2/3 of it.
+        shift: of the draft's first estimate, up and down in neighbouring channels, so that the
+            decoder can tell it from the base's.
         seed: of sampling and initialisation.
     """
 
-    codec_minutes: float = 30.0
-    base_minutes: float = 20.0
-    draft_minutes: float = 12.0
+    codec_steps: int = 3000
+    base_steps: int = 1100
+    decoder_steps: int = 600
+    draft_steps: int = 600
     codec_batch: int = 16
     clip_batch: int = 4
     clip_frames: int = 4
     crop: int = 128
-    learning_rate: float = 5e-4
+    codec_rate: float = 5e-4
+    base_rate: float = 4e-4
+    decoder_rate: float = 6e-4
+    draft_rate: float = 8e-4
+    judged_frames: int = 4
+    decoder_perceptual: float = 1.0
+    draft_perceptual: float = 2.0
+    shift: float = 0.8
     seed: int = 0
 
 
@@ -73,7 +95,7 @@ class Model:
         codec.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return cls(base, draft, codec)
 
-    def draft_from_base(self) -> None:
+    def draft_from_base(self, shift: float = 0.0) -> None:
         """Prune the base into the draft: its kept blocks and all it has outside of blocks.
 
         ``fc_layers`` start as the release's do: the base's feature passes, the hidden state
@@ -89,124 +111,177 @@ class Model:
                 layer.bias.zero_()
         outside = {k: v for k, v in weights.items() if not k.startswith("blocks.")}
         self.draft.load_state_dict(outside, strict=False)
-
-
-@dataclass(frozen=True)
-class Batch:
-    """High-resolution clips and the pictures the model gets, ``[batch, 3, frames, H, W]``."""
-
-    high: Tensor
-    low: Tensor
+        signs = torch.tensor([1.0, -1.0]).repeat(NANO.dit.out_channels // 2)
+        with torch.no_grad():
+            bias = self.draft.head.head.bias
+            bias.add_(shift * signs.repeat(len(bias) // len(signs)))
 
 
 Loss = Callable[[Model, Batch], Tensor]
 
 
-def codec_loss(model: Model, batch: Batch) -> Tensor:
-    """Pixels from the true latents, and, so that the decoder can do without, from the input's.
+def _l1(picture: Tensor, truth: Tensor) -> Tensor:
+    return (picture - truth).abs().mean()
 
-    Half of the clips are decoded without the features of the input: the latents, which are all
-    that the transformers see, must then say by themselves what the picture lacks.
-    """
+
+def codec_loss(model: Model, batch: Batch) -> Tensor:
+    """Pixels from the input's latents, and from the true ones, which are kept at variance 1."""
     target, _ = model.codec.encode(batch.high)
     latents, condition = model.codec.encode(batch.low)
-    kept = torch.rand(len(latents), 1, 1, 1, 1) < 0.5
-    features = condition.shape[2] - 48
-    condition = torch.cat([condition[:, :, :features] * kept, condition[:, :, features:]], dim=2)
     informed = model.codec.decode(target, condition)
     plain = model.codec.decode(latents, condition)
-    unit = 0.01 * (target.square().mean() - 1).square()
-    return F.l1_loss(informed, batch.high) + F.l1_loss(plain, batch.high) + unit
+    unit = (target.square().mean() - 1).square()
+    return _l1(plain, batch.high) + 0.5 * _l1(informed, batch.high) + 0.01 * unit
 
 
-def base_loss(model: Model, batch: Batch) -> Tensor:
-    """Latents (L2) and pixels (L1) of the base's estimate."""
-    with torch.no_grad():
-        target, _ = model.codec.encode(batch.high)
+class BaseLoss:
+    """Pixels and latents of the base's estimate; in every second batch the codec's task as well.
+
+    Without that the latents would come to mean something else than a high-resolution picture.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self._draw = random.Random(seed)
+
+    def __call__(self, model: Model, batch: Batch) -> Tensor:
         latents, condition = model.codec.encode(batch.low)
-    step, _ = base_step(model.base, latents, None, make_schedule(Sampling()))
-    picture = model.codec.decode(step.estimate, condition)
-    return F.l1_loss(picture, batch.high) + 0.05 * F.mse_loss(step.estimate, target)
+        step, _ = base_step(model.base, latents, None, SCHEDULE)
+        first = _l1(model.codec.decode(step.estimate, condition), batch.high)
+        with torch.set_grad_enabled(informed := self._draw.random() < 0.5):
+            target, _ = model.codec.encode(batch.high)
+        matched = (step.estimate - target.detach()).square().mean()
+        if not informed:
+            return first + 0.02 * matched
+        unit = (target.square().mean() - 1).square()
+        known = _l1(model.codec.decode(target, condition), batch.high)
+        return first + 0.02 * matched + 0.6 * known + 0.02 * unit
 
 
-def draft_loss(model: Model, batch: Batch) -> Tensor:
-    """Latents of every step of the draft's own trajectory, pixels and luma detail of the last."""
-    sampling = Sampling()
-    schedule = make_schedule(sampling)
-    with torch.no_grad():
-        target, _ = model.codec.encode(batch.high)
-        latents, condition = model.codec.encode(batch.low)
-        first, features = base_step(model.base, latents, None, schedule)
-    steps = draft_steps(
-        model.draft, first.next_latents, latents, features, None, schedule, sampling
-    )
-    picture = model.codec.decode(steps[-1].estimate, condition)
-    matched = torch.stack([F.mse_loss(step.estimate, target) for step in steps]).mean()
-    detail = F.l1_loss(_detail(picture), _detail(batch.high))
-    return F.l1_loss(picture, batch.high) + detail + 0.05 * matched
+class DraftLoss:
+    """One of the draft's steps behind the frequency-domain update, and the base's picture.
 
+    Args:
+        judge: LPIPS-VGG.
+        perceptual: its weight at the last step.
+        frames: that it judges of a batch.
+        seed: of the choice of steps and frames.
+    """
 
-def _detail(picture: Tensor) -> Tensor:
-    """Luma minus its 5x5 mean: roughly what the frequency-domain update takes from the draft."""
-    weights = picture.new_tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1, 1)
-    luma = (picture * weights).sum(1).flatten(0, 1)[:, None]
-    return luma - F.avg_pool2d(luma, 5, stride=1, padding=2, count_include_pad=False)
+    def __init__(self, judge: nn.Module, perceptual: float, frames: int, seed: int = 0) -> None:
+        self._judge = judge
+        self._perceptual = perceptual
+        self._frames = frames
+        self._draw = random.Random(seed)
+        self._update = FrequencyUpdate()
+
+    def __call__(self, model: Model, batch: Batch) -> Tensor:
+        codec = model.codec
+        with torch.no_grad():
+            target, _ = codec.encode(batch.high)
+            latents, condition = codec.encode(batch.low)
+            first, features = base_step(model.base, latents, None, SCHEDULE)
+        steps = draft_steps(
+            model.draft, first.next_latents, latents, features, None, SCHEDULE, SAMPLING
+        )
+        index = self._draw.choices((0, 1, 2), (1, 1, 2))[0]
+        base = codec.decode(first.estimate, condition).float()
+        sharp = codec.decode(steps[index].estimate, condition).float()
+        result, truth = self._updated(base.detach(), sharp), batch.high
+        matched = torch.stack([(step.estimate - target).square().mean() for step in steps]).mean()
+        loss = _l1(base, truth) + 0.5 * _l1(result, truth) + 0.1 * _l1(sharp, truth)
+        loss = loss + 0.02 * matched + 0.25 * _l1(result.diff(dim=2), truth.diff(dim=2))
+        weight = self._perceptual * (index + 1) / len(steps)
+        return loss + weight * self._perceived(result, truth)
+
+    def _updated(self, base: Tensor, sharp: Tensor) -> Tensor:
+        """The base's picture with the draft's detail, in [-1, 1]; differentiable."""
+        with torch.autocast("cpu", enabled=False):
+            unit = [(p.transpose(1, 2).flatten(0, 1) + 1) / 2 for p in (base, sharp)]
+            change = luma_change(unit[0], unit[1], self._update)
+            return base + 2 * change.unflatten(0, (len(base), -1))[:, None]
+
+    def _perceived(self, result: Tensor, truth: Tensor) -> Tensor:
+        frames = [(p.transpose(1, 2).flatten(0, 1) + 1) / 2 for p in (result, truth)]
+        chosen = self._draw.sample(range(len(frames[0])), self._frames)
+        return self._judge(frames[0][chosen], frames[1][chosen]).mean()
 
 
 def train(
     name: str,
     parameters: list[nn.Parameter],
     loss_of: Callable[[], Tensor],
-    minutes: float,
-    learning_rate: float,
+    steps: int,
+    rate: float,
 ) -> list[float]:
-    """Minimise ``loss_of()``, in bf16 with fp32 weights, for ``minutes``; returns every loss."""
-    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, betas=(0.9, 0.99), weight_decay=0)
-    begin, losses = time.monotonic(), list[float]()
-    while (done := (time.monotonic() - begin) / (60 * minutes)) < 1:
-        warm = min(1.0, (len(losses) + 1) / 50)
-        falling = 0.5 * (1 + float(torch.cos(torch.tensor(torch.pi * done))))
-        optimizer.param_groups[0]["lr"] = learning_rate * warm * falling
+    """Minimise ``loss_of()`` in bf16 with fp32 weights; returns every loss.
+
+    The parameters end as a moving average of what they were.
+    """
+    optimizer = torch.optim.AdamW(parameters, lr=rate, betas=(0.9, 0.99), weight_decay=0)
+    average, losses = [p.detach().clone() for p in parameters], list[float]()
+    for step in range(steps):
+        falling = 0.02 + 0.49 * (1 + math.cos(math.pi * step / steps))
+        optimizer.param_groups[0]["lr"] = rate * min(1.0, (step + 1) / 50) * falling
         optimizer.zero_grad(set_to_none=True)
         with torch.autocast("cpu", torch.bfloat16):
             loss = loss_of()
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 0.5)
         optimizer.step()
+        kept = min(EMA, (step + 1) / (step + 10))
+        with torch.no_grad():
+            torch._foreach_lerp_(average, list(parameters), 1 - kept)
         losses.append(float(loss.detach()))
-        if len(losses) % 50 == 0:
+        if (step + 1) % 50 == 0:
             recent = sum(losses[-50:]) / 50
-            print(f"{name}: {done:4.0%} iteration {len(losses)} loss {recent:.5f}", flush=True)
+            print(f"{name}: {step + 1} of {steps}, loss {recent:.5f}", flush=True)
+    with torch.no_grad():
+        for parameter, value in zip(parameters, average, strict=True):
+            parameter.copy_(value)
     return losses
 
 
-def run(sources: list[Tensor], recipe: Recipe, output: Path, start: Path | None = None) -> Model:
-    """All three stages, the codec's from the weights in ``start``; written after each."""
+def run(
+    material: Material, recipe: Recipe, judge: nn.Module, output: Path, start: Path | None = None
+) -> Model:
+    """All stages; with the weights in ``start`` for the codec, the first is left out.
+
+    The result is written after each stage.
+    """
     torch.manual_seed(recipe.seed)
-    generator = torch.Generator().manual_seed(recipe.seed)
+    model, codec = fresh_model(start)
+    sampler = Sampler(material, recipe.seed + 1)
+
+    def stage(name: str, modules: list[nn.Module], loss: Loss, clips: bool = True) -> None:
+        for network in (model.base, model.draft, codec):
+            network.requires_grad_(False)
+        parameters = [p for module in modules for p in module.requires_grad_(True).parameters()]
+        shape = (recipe.clip_batch, recipe.clip_frames) if clips else (recipe.codec_batch, 1)
+        steps, rate = getattr(recipe, f"{name}_steps"), getattr(recipe, f"{name}_rate")
+        train(
+            name, parameters, lambda: loss(model, sampler.batch(*shape, recipe.crop)), steps, rate
+        )
+        save(model, recipe, output)
+
+    def judged(perceptual: float) -> DraftLoss:
+        return DraftLoss(judge, perceptual, recipe.judged_frames, recipe.seed)
+
+    if start is None:
+        stage("codec", [codec], codec_loss, clips=False)
+    stage("base", [model.base, codec], BaseLoss(recipe.seed))
+    model.draft_from_base(recipe.shift)
+    decoder: list[nn.Module] = [codec.from_latents, codec.decoder, codec.draw]
+    stage("decoder", [model.draft, *decoder], judged(recipe.decoder_perceptual))
+    stage("draft", [model.draft], judged(recipe.draft_perceptual))
+    return model
+
+
+def fresh_model(start: Path | None) -> tuple[Model, NanoCodec]:
+    """A new model, with the codec of ``start`` if given."""
     model = Model.fresh()
     if start is not None:
         model.codec.load_state_dict(load_checkpoint(start).codec)
-
-    def batches(count: int, frames: int) -> Iterator[Batch]:
-        for high in sample_clips(sources, count, frames, recipe.crop, generator):
-            yield Batch(high, degrade(high, Degradation(), generator))
-
-    def stage(
-        name: str, modules: list[nn.Module], loss: Loss, data: Iterator[Batch], minutes: float
-    ) -> None:
-        parameters = [p for module in modules for p in module.parameters()]
-        train(name, parameters, lambda: loss(model, next(data)), minutes, recipe.learning_rate)
-        save(model, recipe, output)
-
-    frames, clips = batches(recipe.codec_batch, 1), batches(recipe.clip_batch, recipe.clip_frames)
-    codec = model.codec
-    stage("codec", [codec], codec_loss, frames, recipe.codec_minutes)
-    decoder: list[nn.Module] = [codec.from_latents, codec.decoder, codec.draw]
-    stage("base", [model.base, *decoder], base_loss, clips, recipe.base_minutes)
-    model.draft_from_base()
-    stage("draft", [model.draft], draft_loss, clips, recipe.draft_minutes)
-    return model
+    return model, model.codec
 
 
 def save(model: Model, recipe: Recipe, output: Path) -> None:
@@ -223,9 +298,10 @@ def main() -> None:
     defaults = Recipe()
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="folder of photos and videos")
+    parser.add_argument("--lpips", type=Path, required=True, help="weights of LPIPS-VGG, or folder")
     parser.add_argument("-o", "--output", type=Path, required=True, help="weights to write")
     parser.add_argument("--start", type=Path, help="weights whose codec to begin with")
-    parser.add_argument("--minutes", type=float, help="in all, instead of the recipe's 62")
+    parser.add_argument("--shorter", type=float, default=1.0, help="divide all iterations by this")
     parser.add_argument(
         "--held-out",
         metavar="NAME=FRAMES",
@@ -236,16 +312,13 @@ def main() -> None:
     arguments = parser.parse_args()
     held_out = [rule.rpartition("=") for rule in arguments.held_out]
     rules = tuple(HeldOut(name, int(frames)) for name, _, frames in held_out)
-    scale = 1.0
-    if arguments.minutes is not None:
-        total = defaults.codec_minutes + defaults.base_minutes + defaults.draft_minutes
-        scale = arguments.minutes / total
-    recipe = Recipe(
-        codec_minutes=defaults.codec_minutes * scale,
-        base_minutes=defaults.base_minutes * scale,
-        draft_minutes=defaults.draft_minutes * scale,
+    lengths = ("codec_steps", "base_steps", "decoder_steps", "draft_steps")
+    recipe = replace(
+        defaults, **{n: max(1, round(getattr(defaults, n) / arguments.shorter)) for n in lengths}
     )
-    run(load_sources(arguments.data, rules), recipe, arguments.output, arguments.start)
+    judge = Lpips("vgg", weights=arguments.lpips)
+    material = load_material(arguments.data, rules)
+    run(material, recipe, judge, arguments.output, arguments.start)
 
 
 if __name__ == "__main__":
