@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from psssr_fast.compare import Comparison, Crop, Pixels, Side
 from psssr_fast.errors import OutputError, UsageError
+from psssr_fast.video.partial import partial_path
 
 WIDTH = 1920
 MARGIN, GAP, PAIR_GAP = 40, 32, 5
@@ -50,7 +51,7 @@ def save_picture(path: str | Path, picture: Pixels, overwrite: bool = False) -> 
     """
     path = Path(path)
     check_picture_path(path, overwrite)
-    temporary = path.with_name(f".{path.stem[:60]}.partial-{os.getpid()}.png")
+    temporary = partial_path(path, ".png")
     try:
         with temporary.open("wb") as file:
             Image.fromarray(picture).save(file, format="PNG")

@@ -8,6 +8,7 @@ import contextlib
 import io
 import json
 import os
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -22,6 +23,7 @@ from psssr_fast.cli import main
 
 def run(request: dict[str, Any]) -> int:
     """What the fork does."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests run behind "&"
     os.chdir(request["folder"])
     os.environ.update(request["environment"])
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)

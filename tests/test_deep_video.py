@@ -56,6 +56,26 @@ def test_a_ten_bit_hdr_video_stays_one(tmp_path):
             assert len(np.unique(frame.pixels[0, :, 1])) >= 1000
 
 
+def test_frames_of_an_hdr_video_keep_its_colours_and_say_what_they_lose(tmp_path):
+    source = write_ramp(tmp_path / "in.mp4")
+    report = identity().upscale_video(source, tmp_path / "frames/", scale=1)
+    assert any("mastering display" in warning for warning in report.warnings)
+    files = sorted((tmp_path / "frames").iterdir())
+    assert len(files) == 4
+    assert all(b"cICP" in file.read_bytes() for file in files)  # BT.2020 primaries and PQ
+
+
+def test_names_as_long_as_they_may_be_are_written(tmp_path):
+    folder, name = tmp_path / "in", "\N{GRINNING FACE}" * 61 + ".png"  # 248 bytes
+    folder.mkdir()
+    context = av.CodecContext.create("png", "w")
+    context.width, context.height, context.pix_fmt, context.time_base = 24, 16, "rgb24", 1
+    picture = av.VideoFrame.from_ndarray(np.zeros((16, 24, 3), np.uint8), format="rgb24")
+    (folder / name).write_bytes(b"".join(map(bytes, context.encode(picture))))
+    identity().upscale_video(folder, tmp_path / "out", scale=2)
+    assert [file.name for file in (tmp_path / "out").iterdir()] == [name]
+
+
 def test_deep_pictures_with_alpha_are_enlarged_with_it(tmp_path):
     y, x = np.mgrid[0:16, 0:24]
     pixels = np.stack([x * 2500, y * 4000, x * 1000 + y, x * 2500], axis=-1)

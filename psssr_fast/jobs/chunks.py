@@ -219,6 +219,9 @@ class ChunkReader:
                     return content
 
                 if take(len(_MAGIC)) != _MAGIC or take(32) != self._encoder:
+                    # Whole, but of an encoder that says something else of itself, as x265 does on
+                    # another processor: without the file, the next run begins again from here.
+                    self._path.unlink()
                     raise self._damaged()
                 for _ in range(self._chunk.frames):
                     yield _take_packet(take)

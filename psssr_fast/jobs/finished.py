@@ -39,7 +39,8 @@ class Finished:
     def made(self, output: Path) -> bool:
         """Whether this output, under its own name, is the one."""
         if not self.file:
-            return output.is_dir()
+            found = list(output.iterdir()) if output.is_dir() else []
+            return sum(file.suffix.lower() == ".png" for file in found) >= self.frames
         return output.is_file() and _identity(output) == self.file
 
     def save(self, folder: Path) -> None:

@@ -140,6 +140,7 @@ class Job:
         chunks = tuple(self._log.chunks)
         known = (pts for chunk in chunks for pts in chunk.pts)
         for index, frame in enumerate(self._order.reader):
+            self._lock.beat()
             if index < self.resumed and frame.pts != next(known):
                 raise self._changed()
             if index >= self.start:
@@ -195,6 +196,7 @@ class Job:
             self._take_finished(finished)
             if self._finished is not None:
                 return
+            begun = False  # what lies there is complete, and not ours to replace
         if not order.resume:
             sweep(self._folder)
         # Frames of an earlier run lie where they belong already.
@@ -226,7 +228,8 @@ class Job:
         if changes:
             raise InputError(
                 f"{self._output}: an unfinished job is here, with another plan: {changes}. Give "
-                "the same input and options to go on, or --restart (resume=False) to begin again."
+                "the same input and options (--dtype, if it was chosen by itself) to go on, or "
+                "--restart (resume=False) to begin again."
             )
         self._journal = Journal(self._folder / JOURNAL, digest_of(stored))
 
@@ -244,12 +247,11 @@ class Job:
 
     def _open_sink(self, may_replace: bool) -> Sink:
         plan, done, commit = self._plan, len(self._log.chunks), self._commit
-        size = (plan.width, plan.height)
+        source, size = self._order.reader.info, (plan.width, plan.height)
         if plan.form == "images":
-            self._sink = ImageSink(self._output, size, done, may_replace, commit)
+            self._sink = ImageSink(self._output, source, size, done, may_replace, commit)
         else:
-            settings = pin_threads(plan.encoder)
-            recipe = Recipe(self._output, settings, self._order.reader.info, size)
+            recipe = Recipe(self._output, pin_threads(plan.encoder), source, size)
             self._sink = VideoSink(self._folder, recipe, plan.chunk_frames, done, commit)
         return self._sink
 
@@ -324,7 +326,8 @@ class Job:
                 self._output, self._log.frames, of,
             )  # fmt: skip
         elif self._journal is not None or not is_unfinished(self._folder):
-            with contextlib.suppress(OSError):  # the next run tries again
+            with contextlib.suppress(OSError, OutputError):  # the next run tries again
+                self._lock.check()  # nothing of a process that has taken the job over
                 clear(self._folder, keep_lock=False)
         self._stack.close()
 

@@ -11,7 +11,7 @@ from psssr_fast.jobs.assemble import assemble, try_output
 from psssr_fast.jobs.chunks import ChunkWriter, Recipe
 from psssr_fast.jobs.files import readable, sha256_of, sync_file, sync_folder
 from psssr_fast.jobs.journal import Chunk
-from psssr_fast.video import Frame
+from psssr_fast.video import Frame, VideoInfo
 from psssr_fast.video.images import ImageWriter
 
 Commit = Callable[[Chunk], None]
@@ -93,6 +93,7 @@ class ImageSink:
 
     Args:
         folder: for the frames.
+        source: the input, whose colours go into files of 16 bits.
         size: of them: width, height.
         done: how many are there.
         may_replace: files of the same names may be replaced.
@@ -100,10 +101,16 @@ class ImageSink:
     """
 
     def __init__(
-        self, folder: Path, size: tuple[int, int], done: int, may_replace: bool, commit: Commit
+        self,
+        folder: Path,
+        source: VideoInfo,
+        size: tuple[int, int],
+        done: int,
+        may_replace: bool,
+        commit: Commit,
     ) -> None:
         self._folder, self._next, self._commit = folder, done, commit
-        self._writer = ImageWriter(folder, *size, overwrite=may_replace)
+        self._writer = ImageWriter(folder, *size, overwrite=may_replace, source=source)
 
     def prepare(self) -> None:
         with self._writer:

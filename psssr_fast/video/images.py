@@ -21,6 +21,7 @@ from psssr_fast.video.color import PixelConverter, resolve, tags_of
 from psssr_fast.video.container import check_readable
 from psssr_fast.video.info import Frame, VideoInfo
 from psssr_fast.video.limits import DEFAULT_LIMITS, Limits
+from psssr_fast.video.partial import partial_path
 from psssr_fast.video.watch import lost_with
 
 _PATTERN = re.compile(r"%(?:0(\d))?d")
@@ -295,7 +296,7 @@ class ImageWriter:
             raise OutputError(
                 f"{target}: exists already. Pass --overwrite or choose another folder."
             )
-        temporary = target.with_name(f".{target.stem[:60]}.partial-{os.getpid()}.png")
+        temporary = partial_path(target, ".png")
         try:
             temporary.write_bytes(self._encode(frame))
             os.replace(temporary, target)

@@ -18,6 +18,7 @@ from psssr_fast.errors import OutputError, UsageError
 from psssr_fast.video.encoder import CONTAINERS, FALLBACK_RATE, EncoderSettings, losses
 from psssr_fast.video.frame_encoder import FrameEncoder, open_encoder, set_up
 from psssr_fast.video.info import Frame, VideoInfo
+from psssr_fast.video.partial import partial_path
 from psssr_fast.video.streams import StreamCopier
 
 _MILLISECOND = Fraction(1, 1000)  # the only tick that FFmpeg's Matroska muxer knows
@@ -216,7 +217,7 @@ class VideoWriter:
         self, path: Path, source: VideoInfo, width: int, height: int, settings: EncoderSettings
     ) -> None:
         self._path = path
-        self._temporary = path.with_name(f".{path.stem[:60]}.partial-{os.getpid()}{path.suffix}")
+        self._temporary = partial_path(path, path.suffix)
         self._source = source
         self._size = (width, height)
         self._settings = settings

@@ -14,7 +14,7 @@ import sys
 import time
 import weakref
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -158,6 +158,11 @@ def _one_line(message: object) -> str:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
+def _named(info: VideoInfo, path: str | Path) -> VideoInfo:
+    """With the path that was asked for: what a hostile file names is never opened."""
+    return replace(info, path=Path(path))
+
+
 def probe_confined(
     path: str | Path, frame_rate: Fraction, limits: Limits, allowance: Allowance = Allowance()
 ) -> VideoInfo:
@@ -169,7 +174,7 @@ def probe_confined(
     request = {"only_probe": True, "frame_rate": str(frame_rate)}
     process = _Process(path, request, limits, allowance)
     try:
-        return process.receive({wire.INFO: VideoInfo})[1]
+        return _named(process.receive({wire.INFO: VideoInfo})[1], path)
     finally:
         process.end()
 
@@ -198,7 +203,7 @@ class ConfinedReader:
         }  # fmt: skip
         self._process = _Process(path, request, limits, allowance)
         try:
-            self.info: VideoInfo = self._process.receive({wire.INFO: VideoInfo})[1]
+            self.info = _named(self._process.receive({wire.INFO: VideoInfo})[1], path)
         except BaseException:
             self._process.end()
             raise

@@ -12,7 +12,9 @@ from dataclasses import asdict, replace
 import pytest
 from cli_fixtures import command
 from job_fixtures import KILLED, SMALL, digest, folder_of, write_clip
+from model_fixtures import upscaler
 
+from psssr_fast.config import Windows, settings_for
 from psssr_fast.errors import OutputError
 from psssr_fast.jobs import lock as locks
 from psssr_fast.jobs.lock import JobLock, holder
@@ -110,3 +112,21 @@ def test_another_machine_counts_as_alive_while_it_gives_signs_of_life(tmp_path):
     assert holder(folder) is None
     path.write_text(json.dumps(asdict(replace(elsewhere, host=locks.socket.gethostname()))))
     assert holder(folder) is None  # this machine, before it was started anew
+
+
+def test_a_job_that_lost_its_lock_leaves_the_new_owners_files(clip, tmp_path):
+    """Before its first chunk: what a file system without locks, and a long silence, can lead to."""
+    output, folder = tmp_path / "out.mp4", folder_of(tmp_path / "out.mp4")
+
+    def take_over(progress):
+        lock = folder / "lock"
+        if progress.frames_done == 1:
+            lock.write_text(json.dumps({**json.loads(lock.read_text()), "token": "another"}))
+            (folder / "chunk-000007").write_bytes(b"theirs")
+
+    up = upscaler()
+    up.settings = settings_for("released", Windows(4, 64, 64, 1, 16))
+    with pytest.raises(OutputError, match="locked by pid"):
+        up.upscale_video(clip, output, scale=1, chunk_frames=6, progress=take_over)
+    assert (folder / "chunk-000007").read_bytes() == b"theirs"
+    assert (folder / "plan.json").exists()

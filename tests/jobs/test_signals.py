@@ -36,7 +36,8 @@ def test_a_signal_keeps_the_chunks_and_says_so(forks, long, tmp_path, action, co
 
 
 STUCK = """
-import hashlib
+import hashlib, signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests run behind "&"
 from psssr_fast.commands.stopping import stoppable
 try:
     with stoppable():

@@ -7,6 +7,10 @@ from pathlib import Path
 import pytest
 from job_fixtures import KILLED, SMALL, digest, folder_of, journal_of
 
+from psssr_fast.errors import OutputError
+from psssr_fast.jobs.chunks import ChunkReader
+from psssr_fast.jobs.journal import Chunk
+
 
 @pytest.fixture(scope="module")
 def stopped(forks, clip, tmp_path_factory) -> Path:
@@ -80,3 +84,22 @@ def test_missing_and_stray_files_are_no_obstacle(forks, clip, whole, stopped, tm
     assert "chunk-000001 is damaged" in done.err
     assert digest(tmp_path / "a/out.mp4") == digest(whole)
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["out.mp4"]
+
+
+def test_chunks_of_another_encoder_are_made_anew(forks, clip, whole, stopped, tmp_path):
+    """As of x265 on another processor, which writes its features into its parameters: whole files,
+    that fit their hashes but not the output."""
+    shutil.copytree(stopped, tmp_path / "a")
+    folder = folder_of(tmp_path / "a/out.mp4")
+    chunk = folder / "chunk-000000"
+    content = bytearray(chunk.read_bytes())
+    place = content.index(b"\n") + 1
+    content[place : place + 32] = bytes(32)
+    reader = ChunkReader(chunk, Chunk(0, chunk.name, "", 0, 1, (0,), 1), b"\1" * 32, Path("out"))
+    chunk.write_bytes(content)
+    with pytest.raises(OutputError, match="the chunk will be made anew"):
+        next(iter(reader))
+    assert not chunk.exists()
+    done = forks(clip, "-o", "out.mp4", *SMALL, folder=tmp_path / "a")
+    assert done.code == 0, done.err
+    assert digest(tmp_path / "a/out.mp4") == digest(whole)
