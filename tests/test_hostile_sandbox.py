@@ -81,12 +81,14 @@ def test_the_command_line_gives_the_same_bytes(tmp_path, capsys):
     assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
 
 
+def children() -> list[psutil.Process]:
+    """The confined ones: other tests have processes of their own."""
+    found = psutil.Process().children()
+    return [process for process in found if "psssr_fast.video.confined" in process.cmdline()]
+
+
 def child() -> psutil.Process:
-    (found,) = (
-        process
-        for process in psutil.Process().children()
-        if "psssr_fast.video.confined" in process.cmdline()
-    )
+    (found,) = children()
     return found
 
 
@@ -101,7 +103,7 @@ def test_a_crash_is_one_line(tmp_path, number):
             if index == 3:
                 child().send_signal(number)
     assert caught.value.exit_code == 3 and "\n" not in str(caught.value)
-    assert not psutil.Process().children()
+    assert not children()
 
 
 def test_a_hang_is_one_line_and_ends(tmp_path):
@@ -116,7 +118,7 @@ def test_a_hang_is_one_line_and_ends(tmp_path):
                 child().send_signal(signal.SIGSTOP)
                 begin = time.monotonic()
     assert 1 < time.monotonic() - begin < 12
-    assert not psutil.Process().children()
+    assert not children()
 
 
 def test_too_little_memory_is_one_line(tmp_path):
@@ -133,11 +135,11 @@ def test_leaving_early_leaves_no_process(tmp_path):
     clip = write_video(tmp_path / "clip.mp4", 50)
     with open_reader(clip, sandbox=True) as reader:
         next(iter(reader))
-    assert not psutil.Process().children()
+    assert not children()
     unused = open_reader(clip, sandbox=True)
     assert child().is_running()
     del unused
-    assert not psutil.Process().children()
+    assert not children()
 
 
 def test_it_does_not_outlive_a_killed_parent(tmp_path):
