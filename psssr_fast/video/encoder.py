@@ -134,7 +134,9 @@ def choose_pixel_format(codec: str, source: VideoInfo | None, width: int, height
     codec can. Chroma: 4:2:0, unless that would leave less of it than the source has. (Twice as
     large, 4:2:0 holds all of a 4:4:4 source's.)
     """
-    offered = [layout.name for layout in Codec(codec, "w").video_formats or []]
+    offered = {layout.name for layout in Codec(codec, "w").video_formats or []}
+    if codec.startswith("libvpx"):  # says that it takes others with alpha, and then refuses them
+        offered = {name for name in offered if not name.startswith("yuva") or name == "yuva420p"}
     bits, alpha = (8, False) if source is None else (source.bit_depth, source.alpha)
     halved = (True, True) if source is None else _chroma_may_be_halved(source, width, height)
     wanted = {(True, True): "420", (True, False): "422"}.get(halved, "444")
