@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from psssr_fast.errors import UsageError
+from psssr_fast.ops._bands import in_bands
 
 LAYOUT = torch.channels_last_3d
 
@@ -86,6 +87,28 @@ def causal_conv3d_ref(
     return y if residual is None else residual + y
 
 
+def causal_conv3d_by_library(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    residual: Tensor | None = None,
+    first: int = 0,
+    frames: int = -1,
+    past: int = 0,
+) -> Tensor:
+    """Compute :func:`causal_conv3d_ref` in bands, where a library could not count the elements."""
+    frames = _frames(x, frames)
+    _check(x, weight, bias, residual, frames, past)
+    read, written = x.shape[1] * (frames + weight.shape[2] - 1), len(weight) * frames
+
+    def run(rows: slice) -> Tensor:
+        added = None if residual is None else residual[..., rows, :]
+        return causal_conv3d_ref(x[..., rows, :], weight, bias, added, first, frames, past)
+
+    elements = len(x) * max(read, written) * x.shape[4]
+    return in_bands(run, x.shape[3], elements, halo=weight.shape[3] // 2)
+
+
 @torch.library.custom_op("psssr_fast::causal_conv3d", mutates_args=())
 def causal_conv3d(
     x: Tensor,
@@ -122,7 +145,7 @@ def causal_conv3d(
     Raises:
         UsageError: shapes, dtypes or frame numbers are not as above.
     """
-    y = causal_conv3d_ref(x, weight, bias, residual, first, frames, past)
+    y = causal_conv3d_by_library(x, weight, bias, residual, first, frames, past)
     return torch.empty_like(y, memory_format=LAYOUT).copy_(y)
 
 
@@ -140,7 +163,7 @@ def _(
 
     frames = _frames(x, frames)
     if better_by_library(x, weight):
-        y = causal_conv3d_ref(x, weight, bias, residual, first, frames, past)
+        y = causal_conv3d_by_library(x, weight, bias, residual, first, frames, past)
         return y.contiguous(memory_format=LAYOUT)
     _check(x, weight, bias, residual, frames, past)
     return causal_conv3d_triton(x, weight, bias, residual, first, frames, past)

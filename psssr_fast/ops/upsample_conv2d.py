@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from psssr_fast.errors import UsageError
+from psssr_fast.ops._bands import in_bands
 
 LAYOUT = torch.channels_last_3d
 # [phase, tap of the phase, tap of the kernel] along an axis. Phase 0 reads input pixels i - 1 and
@@ -78,6 +79,20 @@ def upsample_conv2d_ref(
     return torch.unflatten(y, 0, (len(x), -1)).transpose(1, 2)
 
 
+def upsample_conv2d_by_library(
+    x: Tensor, weight: Tensor, bias: Tensor, phases: Tensor | None = None
+) -> Tensor:
+    """Compute :func:`upsample_conv2d_ref` in bands, where a library could not count the elements
+    of the doubled picture."""
+    _check(x, weight, bias, phases)
+
+    def run(rows: slice) -> Tensor:
+        return upsample_conv2d_ref(x[..., rows, :], weight, bias)
+
+    channels = max(x.shape[1], len(weight))
+    return in_bands(run, x.shape[3], 4 * len(x) * channels * x.shape[2] * x.shape[4], halo=1)
+
+
 @torch.library.custom_op("psssr_fast::upsample_conv2d", mutates_args=())
 def upsample_conv2d(
     x: Tensor, weight: Tensor, bias: Tensor, phases: Tensor | None = None
@@ -98,7 +113,7 @@ def upsample_conv2d(
     Raises:
         UsageError: shapes or dtypes are not as above.
     """
-    y = upsample_conv2d_ref(x, weight, bias, phases)
+    y = upsample_conv2d_by_library(x, weight, bias, phases)
     return torch.empty(y.shape, dtype=y.dtype, device=y.device, memory_format=LAYOUT).copy_(y)
 
 
@@ -108,7 +123,7 @@ def _(x: Tensor, weight: Tensor, bias: Tensor, phases: Tensor | None = None) -> 
 
     _check(x, weight, bias, phases)
     if better_by_library(x, weight):
-        return upsample_conv2d_ref(x, weight, bias).contiguous(memory_format=LAYOUT)
+        return upsample_conv2d_by_library(x, weight, bias).contiguous(memory_format=LAYOUT)
     return upsample_conv2d_triton(
         x, pack_upsample_weight(weight) if phases is None else phases, bias
     )

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from psssr_fast.ops.causal_conv3d import causal_conv3d_ref, pack_conv_weight
-from psssr_fast.ops.upsample_conv2d import pack_upsample_weight, upsample_conv2d_ref
+from psssr_fast.ops.causal_conv3d import causal_conv3d_by_library, pack_conv_weight
+from psssr_fast.ops.upsample_conv2d import pack_upsample_weight, upsample_conv2d_by_library
 from psssr_fast.runtime.choices import recall
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ def ways(one: Convolution, arch: int, device: torch.device) -> Iterator[tuple[st
         phases = pack_upsample_weight(weight)
         for tile in tiles:
             yield repr(tile), partial(upsample_conv2d_triton, x, phases, bias, tile)
-        yield LIBRARY, partial(upsample_conv2d_ref, x, weight, bias)
+        yield LIBRARY, partial(upsample_conv2d_by_library, x, weight, bias)
         return
     past = one.kernel[0] - 1
     x = pack_conv_weight(random(1, one.inner, one.frames + past, one.height, one.width))
@@ -125,7 +125,7 @@ def ways(one: Convolution, arch: int, device: torch.device) -> Iterator[tuple[st
     rest = None, past, one.frames, past
     for tile in tiles:
         yield repr(tile), partial(causal_conv3d_triton, x, packed, bias, *rest, tile)
-    yield LIBRARY, partial(causal_conv3d_ref, x, packed, bias, *rest)
+    yield LIBRARY, partial(causal_conv3d_by_library, x, packed, bias, *rest)
 
 
 def choose(one: Convolution, arch: int, device: torch.device, timer: Timer) -> Choice:

@@ -26,7 +26,10 @@ from psssr_fast.models.vae import (
     WanVae,
     check_latents,
     check_picture,
+    clip_of,
+    frames_of,
 )
+from psssr_fast.ops._bands import in_bands
 from psssr_fast.ops.causal_conv3d import causal_conv3d, pack_conv_weight
 from psssr_fast.ops.mid_attention import mid_attention
 from psssr_fast.ops.rms_norm_silu import rms_norm_silu, rms_norm_silu_into
@@ -118,15 +121,47 @@ class _Attention(nn.Module):
 
 
 class _Down(nn.Module):
-    """:class:`~psssr_fast.models.vae.Downsample`: run as it is, channels last."""
+    """:class:`~psssr_fast.models.vae.Downsample`: its own convolutions, channels last, in bands."""
 
     def __init__(self, block: Downsample) -> None:
         super().__init__()
         self.block = block
 
     def forward(self, x: Tensor, state: Pass) -> Tensor:
-        out = self.block(x, state.cache)
-        return out.contiguous(memory_format=torch.channels_last_3d)
+        time, cache = self.block.time_conv, state.cache
+        x = self._in_space(x)
+        if time is None:
+            return x
+        if not cache.at_start:
+            return self._in_time(cache.prepend(time, x, 1))
+        cache.remember(time, x, 1)
+        if x.shape[2] == 1:
+            return x
+        return _channels_last(torch.cat([x[:, :, :1], self._in_time(x)], dim=2))
+
+    def _in_space(self, x: Tensor) -> Tensor:
+        """Every frame at half its height and width."""
+
+        def run(rows: slice) -> Tensor:
+            return clip_of(self.block.resample(frames_of(x[..., rows, :])), len(x))
+
+        elements = x[..., 0, 0].numel() * (x.shape[4] + 1)
+        return _channels_last(in_bands(run, x.shape[3], elements, halo=2, step=2))
+
+    def _in_time(self, x: Tensor) -> Tensor:
+        """A frame of every three, two apart."""
+        time = self.block.time_conv
+        assert time is not None
+
+        def run(rows: slice) -> Tensor:
+            result: Tensor = time(x[..., rows, :])
+            return result
+
+        return _channels_last(in_bands(run, x.shape[3], x[..., 0, :].numel()))
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last_3d)
 
 
 class _Up(nn.Module):
