@@ -9,7 +9,7 @@ with all that is made or compiled on the way.
 import statistics
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,15 @@ from psssr_fast.models.dit import Dit
 from psssr_fast.models.sizes import SIZES, ModelSize
 from psssr_fast.pipeline import Networks, restore_window
 from psssr_fast.runtime.choices import device_name
-from psssr_fast.runtime.clock import StageClock, copy_rate, matmul_rate, timed, wait_for
+from psssr_fast.runtime.clock import (
+    Idle,
+    IdleClock,
+    StageClock,
+    copy_rate,
+    matmul_rate,
+    timed,
+    wait_for,
+)
 from psssr_fast.runtime.cost import window_work
 from psssr_fast.runtime.memory import measure_peak
 from psssr_fast.runtime.planner import resized
@@ -79,12 +87,17 @@ class ColdStart:
 
 @dataclass(frozen=True)
 class EndToEnd:
-    """From file to file; ``skipped`` is the reason if it was not measured."""
+    """From file to file; ``skipped`` is the reason if it was not measured.
+
+    ``idle`` tells what the thread that computes waited for. Opening the input and making one file
+    of what was encoded are part of ``seconds``, but no wait.
+    """
 
     frames: int = 0
     seconds: float = 0.0
     fps: float = 0.0
     skipped: str | None = None
+    idle: Idle | None = None
 
 
 @dataclass(frozen=True)
@@ -293,7 +306,7 @@ def random_networks(
         if isinstance(network, Dit):
             network.attention, network.windows = selected.attention, selected.windows
     context = None if empty.context is None else random(empty.context)
-    return replace(empty, context=context), selected.name
+    return Networks(empty.base, empty.draft, empty.codec, context), selected.name
 
 
 def _check_writable(path: Path | None) -> None:
@@ -341,8 +354,11 @@ def _file_to_file(upscaler: Upscaler, workload: Workload) -> EndToEnd:
             write_clip(source, frames, workload.height // SCALE, workload.width // SCALE)
         except (av.FFmpegError, ValueError) as error:
             return EndToEnd(skipped=f"no clip could be made: {error}")
-        report = upscaler.upscale_video(source, target, scale=SCALE)
-    return EndToEnd(report.frames, report.seconds, report.fps)
+        clock = IdleClock(workload.device)
+        with listening(clock):
+            report = upscaler.upscale_video(source, target, scale=SCALE)
+        idle = clock.idle(report.seconds, upscaler.queue)
+    return EndToEnd(report.frames, report.seconds, report.fps, idle=idle)
 
 
 def write_clip(path: Path, frames: int, height: int, width: int) -> None:

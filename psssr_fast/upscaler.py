@@ -48,7 +48,7 @@ from psssr_fast.windows import (
     tiles,
 )
 
-QUEUE = 8  # frames decoded in advance, and frames waiting to be encoded
+QUEUE = 8  # frames; see Upscaler.queue
 
 
 @dataclass(frozen=True)
@@ -94,6 +94,8 @@ class Upscaler(Streaming):
         attention: name of the attention backend that runs.
         engine: ``"fused"`` or ``"plain"``.
         execution: how much of a window is in memory at once, as long as there is enough.
+        queue: from file to file, so many frames are decoded in advance and so many wait to be
+            encoded, at most; with 0 all is done in turn.
         threads: the number of torch's threads with which it gives the same bits every time;
             ``None`` if that was not asked for.
     """
@@ -113,6 +115,7 @@ class Upscaler(Streaming):
         self.model = model
         self.attention = attention
         self.execution = Execution()
+        self.queue = QUEUE
         self.threads = torch.get_num_threads() if deterministic else None
         self._maker = Maker()
 
@@ -329,8 +332,8 @@ class Upscaler(Streaming):
         rounding = self.settings.released_rounding
 
         with (
-            closing(read_ahead(job.frames(), QUEUE)) as ahead,
-            write_behind(job.write, QUEUE) as later,
+            closing(read_ahead(job.frames(), self.queue)) as ahead,
+            write_behind(job.write, self.queue) as later,
         ):
 
             def planar() -> Iterator[Tensor]:

@@ -7,9 +7,13 @@ import pytest
 import torch
 from cli_fixtures import Psssr, run_process
 
-from psssr_fast.benchmark import write_clip
+from psssr_fast.benchmark import Workload, load_upscaler, write_clip
+from psssr_fast.engine import check_engine, fuse
+from psssr_fast.models.dit import Dit
 from psssr_fast.models.sizes import SIZES, WAN_1_3B, DitSize, VaeSize, resized
+from psssr_fast.pipeline import restore_window
 from psssr_fast.runtime.clock import StageClock
+from psssr_fast.runtime.dit_engine import FusedDit
 from psssr_fast.runtime.ranges import STAGES
 from psssr_fast.video import probe
 
@@ -41,6 +45,12 @@ def test_everything_is_measured_and_reported_apart(psssr, tmp_path):
     end = found["end_to_end"]
     assert (end["frames"], end["skipped"]) == (3, None)  # two windows that share a frame
     assert end["fps"] == pytest.approx(3 / end["seconds"])
+    idle = end["idle"]
+    waited = idle["start_s"] + idle["frames_s"] + idle["output_s"]
+    assert min(idle["start_s"], idle["output_s"]) > 0
+    assert idle["share"] == pytest.approx(waited / end["seconds"])
+    assert 0 < idle["share"] < 1
+    assert (idle["device_share"], idle["queue_frames"]) == (None, 8)
     stages = {stage["name"]: stage for stage in found["stages"]}
     assert tuple(stages) == STAGES
     assert sum(stage["flops"] for stage in stages.values()) == found["window_flops"]
@@ -62,6 +72,8 @@ def test_people_get_lines(psssr):
         r"^  cold start +\(already imported\) \+ \d+\.\d\d s load \+ \d+\.\d\d s first window$",
         r"^  model +\d\S* frames/s: 2x64x96 in \S+ s, median of 1$",
         r"^  file to file +\S+ frames/s \(3 frames in \S+ s\)$",
+        r"^  idle +\d+\.\d% of that time: \S+ s for the first window's frames, \S+ s for later "
+        r"ones, \S+ s for the encoder; queues of 8 frames$",
         r"^  memory +\S+ MiB for a window \(predicted \S+ MiB\), weights \S+ MiB$",
         r"^  machine +matrix product \S+ TFLOP/s, copy \S+ GB/s, in this run$",
         *(rf"^  {name} +\S+ +\S+ +\d+%$" for name in STAGES),
@@ -76,7 +88,36 @@ def test_without_weights_they_are_random_and_odd_sizes_are_not_written_to_files(
     assert done.code == 0, done.err
     found = json.loads(done.out)
     assert (found["weights"], found["dtype"], found["stages"]) == ("random", "bfloat16", None)
-    assert found["end_to_end"]["skipped"] == "height and width are no multiples of 8"
+    end = found["end_to_end"]
+    assert (end["skipped"], end["idle"]) == ("height and width are no multiples of 8", None)
+
+
+@pytest.mark.parametrize("engine", ["plain", "fused"])
+def test_the_engine_that_is_asked_for_is_measured(psssr, monkeypatch, engine):
+    """Of the embedded model and of random weights, in a window and from file to file."""
+    fused, restored = [], []
+
+    def noting_fuse(networks, sampling):
+        fused.append(networks)
+        return fuse(networks, sampling)
+
+    def noting_restore(networks, *arguments):
+        restored.append(type(networks.base))
+        return restore_window(networks, *arguments)
+
+    monkeypatch.setattr("psssr_fast.upscaler.fuse", noting_fuse)
+    for module in ("benchmark", "recovery"):
+        monkeypatch.setattr(f"psssr_fast.{module}.restore_window", noting_restore)
+    done = psssr("bench", *SMALL, "--rounds", "1", "--engine", engine, "--json")
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["engine"] == engine
+    monkeypatch.setitem(SIZES, "tiny", TINY)
+    cpu = torch.device("cpu")
+    workload = Workload("tiny", 2, 32, 48, cpu, torch.float32, check_engine(engine))
+    clip = torch.rand(2, 3, 8, 12)
+    assert load_upscaler(workload, TINY)(clip, scale=4).isfinite().all()
+    assert len(fused) == (2 if engine == "fused" else 0)
+    assert set(restored) == {FusedDit if engine == "fused" else Dit}
 
 
 @pytest.mark.parametrize(
@@ -88,6 +129,7 @@ def test_without_weights_they_are_random_and_odd_sizes_are_not_written_to_files(
         (["--rounds", "-1"], 2, "--rounds must be at least 1; got -1"),
         (["--rounds", "many"], 2, "Invalid value for '--rounds'"),
         (["--device", "nowhere"], 2, "no such device: 'nowhere'"),
+        (["--engine", "fast"], 2, "engine must be 'fused' or 'plain'; got 'fast'"),
         (["--dtype", "int8"], 2, "Invalid value for '--dtype'"),
         (["--profile", "."], 6, ".: cannot be written: . is a folder"),
         (["--profile", "no/a.json"], 6, "no/a.json: cannot be written: No such file or directory"),

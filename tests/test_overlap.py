@@ -4,8 +4,12 @@ import threading
 import time
 
 import pytest
+import torch
 
+from psssr_fast.errors import UsageError
+from psssr_fast.runtime.clock import IdleClock
 from psssr_fast.runtime.overlap import read_ahead, write_behind
+from psssr_fast.runtime.ranges import listening, stage
 
 
 def threads() -> set[str]:
@@ -19,8 +23,9 @@ def wait_until(condition) -> None:
         time.sleep(0.01)
 
 
-def test_items_come_in_order():
-    assert list(read_ahead(iter(range(100)), depth=3)) == list(range(100))
+@pytest.mark.parametrize("depth", [0, 1, 3])
+def test_items_come_in_order(depth):
+    assert list(read_ahead(iter(range(100)), depth)) == list(range(100))
     assert threads() == set()
 
 
@@ -41,7 +46,8 @@ def test_reading_runs_ahead_but_not_further_than_asked():
     assert threads() == set()
 
 
-def test_an_error_of_the_source_comes_after_the_items_before_it():
+@pytest.mark.parametrize("depth", [0, 2])
+def test_an_error_of_the_source_comes_after_the_items_before_it(depth):
     def source():
         yield 1
         yield 2
@@ -49,7 +55,7 @@ def test_an_error_of_the_source_comes_after_the_items_before_it():
 
     seen = []
     with pytest.raises(OSError, match="disk is gone"):
-        for item in read_ahead(source(), depth=2):
+        for item in read_ahead(source(), depth):
             seen.append(item)
     assert seen == [1, 2]
     assert threads() == set()
@@ -111,12 +117,13 @@ def test_writing_does_not_queue_more_than_asked():
     assert written == list(range(10))
 
 
-def test_a_failed_write_stops_the_producer_with_its_error():
+@pytest.mark.parametrize("depth", [0, 2])
+def test_a_failed_write_stops_the_producer_with_its_error(depth):
     def failing(item):
         if item == 3:
             raise OSError("no space left")
 
-    with pytest.raises(OSError, match="no space left"), write_behind(failing, depth=2) as write:
+    with pytest.raises(OSError, match="no space left"), write_behind(failing, depth) as write:
         for number in range(1000):
             write(number)
     assert threads() == set()
@@ -144,3 +151,93 @@ def test_an_error_of_the_producer_drops_what_is_queued():
         raise ValueError("mine")
     assert len(written) < 8
     assert threads() == set()
+
+
+def test_without_queues_all_is_done_in_turn_and_here():
+    happened, here = [], threading.current_thread()
+
+    def source():
+        for number in range(3):
+            happened.append(("read", number, threading.current_thread() is here))
+            yield number
+
+    def note(number):
+        happened.append(("write", number, threading.current_thread() is here))
+
+    with write_behind(note, depth=0) as write:
+        for number in read_ahead(source(), depth=0):
+            write(number)
+    assert happened == [(what, n, True) for n in range(3) for what in ("read", "write")]
+
+
+LATE = 0.1  # seconds
+
+
+@pytest.mark.parametrize("depth", [0, 2])
+@pytest.mark.parametrize("slow", ["start", "source", "writer", "computation"])
+def test_the_thread_in_between_knows_what_it_waited_for(slow, depth):
+    """Six items, each of which takes LATE in one place; or only the first, before all."""
+    count, clock = 6, IdleClock(torch.device("cpu"))
+
+    def pause(where, number=1):
+        if slow == where or (slow == "start" and where == "source" and number == 0):
+            time.sleep(LATE)
+
+    def source():
+        for number in range(count):
+            pause("source", number)
+            yield number
+
+    begin = time.perf_counter()
+    with listening(clock), write_behind(lambda number: pause("writer"), depth) as write:
+        for number in read_ahead(source(), depth):
+            with stage("encode"):
+                pause("computation")
+            write(number)
+    seconds = time.perf_counter() - begin
+    idle = clock.idle(seconds, depth)
+    found = {"start": idle.start_s, "source": idle.frames_s, "writer": idle.output_s}
+    expected = dict.fromkeys(found, 0.0)
+    if slow == "source":
+        expected |= {"start": LATE, "source": (count - 1) * LATE}
+    elif slow != "computation":
+        expected[slow] = LATE if slow == "start" else count * LATE
+    for name, waited in found.items():
+        assert waited >= 0.9 * expected[name]
+        if not expected[name]:
+            assert waited < LATE
+    assert idle.share == pytest.approx(sum(found.values()) / seconds)
+    assert 0 <= idle.share <= 1
+    assert (idle.device_share, idle.queue_frames) == (None, depth)
+
+
+def test_a_device_has_a_clock_of_its_own(monkeypatch):
+    """Its stages took 0.5 and 0.25 of 2 seconds; nobody waited for it before they were read."""
+    times, waits = iter([1.0, 501.0, 700.0, 950.0]), []
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            self.at = next(times)
+
+        def elapsed_time(self, end):
+            assert waits
+            return end.at - self.at
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "synchronize", waits.append)
+    clock = IdleClock(torch.device("cuda"))
+    with listening(clock):
+        for name in ("encode", "decode"):
+            with stage(name):
+                assert not waits
+    assert clock.idle(2.0, 8).device_share == pytest.approx(1 - 0.75 / 2)
+
+
+def test_a_queue_of_less_than_nothing_is_refused():
+    with pytest.raises(UsageError, match="queue must be 0"):
+        next(read_ahead([1], -1))
+    with pytest.raises(UsageError, match="got -2"), write_behind(print, -2):
+        pass

@@ -25,6 +25,7 @@ from psssr_fast.runtime.planner import amount
 
 if TYPE_CHECKING:
     from psssr_fast.benchmark import Result, Workload
+    from psssr_fast.runtime.clock import Idle
 
 ON_GPU, ON_CPU = "wan2.1-1.3b", "nano"
 FRAMES = {ON_GPU: 29, ON_CPU: 8}  # that of the paper's Table 4, and the model's own window
@@ -128,6 +129,18 @@ def choose_workload(
     return Workload(source, frames, *shape[1:], device=where, dtype=what, offline=offline)
 
 
+def idle_line(idle: "Idle") -> str:
+    """What the thread that computes waited for, of the time from file to file."""
+    device = ""
+    if idle.device_share is not None:
+        device = f"; no stage on the device {idle.device_share:.1%}"
+    return (
+        f"{idle.share:.1%} of that time: {idle.start_s:.3g} s for the first window's frames, "
+        f"{idle.frames_s:.3g} s for later ones, {idle.output_s:.3g} s for the encoder{device}; "
+        f"queues of {idle.queue_frames} frames"
+    )
+
+
 def _print(found: "Result") -> None:
     frames, height, width = found.size
     print_line(f"{found.model} ({found.engine} engine, {found.weights} weights), {found.dtype}")
@@ -141,6 +154,7 @@ def _print(found: "Result") -> None:
         "model": f"{found.model_fps:.3g} frames/s: {frames}x{height}x{width} in "
         f"{found.window_seconds:.3g} s, median of {found.rounds}",
         "file to file": took if end.skipped is None else f"skipped: {end.skipped}",
+        "idle": None if end.idle is None else idle_line(end.idle),
         "memory": f"{amount(memory.measured)} for a window (predicted "
         f"{amount(memory.predicted)}), weights {amount(memory.weights)}",
         "machine": f"matrix product {found.rates.matmul_flops / 1e12:.3g} TFLOP/s, copy "

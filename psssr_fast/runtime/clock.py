@@ -2,11 +2,13 @@
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import TypeVar
 
 import torch
+
+from psssr_fast.runtime.ranges import FOR_FRAMES, FOR_OUTPUT
 
 Answer = TypeVar("Answer")
 
@@ -25,6 +27,72 @@ class StageClock:
         yield
         wait_for(self.device)
         self.spent[name] = self.spent.get(name, 0.0) + time.perf_counter() - begin
+
+
+@dataclass(frozen=True)
+class Idle:
+    """How long the thread that computes had nothing to do, from file to file.
+
+    Other threads that decode and encode take their share of a CPU, which is not seen here.
+
+    Attributes:
+        start_s: it waited for the frames of the first window.
+        frames_s: it waited for frames after that.
+        output_s: it waited for room among the frames to be encoded, or at the end for the last.
+        share: of the wall-clock time, all three.
+        device_share: of the wall-clock time, that in which no stage of a window ran on the device,
+            by its own clock; ``None`` on a CPU, where the thread that computes is the device.
+        queue_frames: bound of either queue.
+    """
+
+    start_s: float
+    frames_s: float
+    output_s: float
+    share: float
+    device_share: float | None
+    queue_frames: int
+
+
+class IdleClock:
+    """A listener that times what one thread waits for, without making it wait for the device."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._waited = {"start": 0.0, FOR_FRAMES: 0.0, FOR_OUTPUT: 0.0}
+        self._ran: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+        self._begun = False
+
+    def __call__(self, name: str) -> AbstractContextManager[None]:
+        """Time a wait, or a stage on the device."""
+        if name in self._waited:
+            return self._waiting(name if self._begun or name != FOR_FRAMES else "start")
+        self._begun = True
+        return self._running() if self._device.type == "cuda" else nullcontext()
+
+    @contextmanager
+    def _waiting(self, name: str) -> Iterator[None]:
+        begin = time.perf_counter()
+        yield
+        self._waited[name] += time.perf_counter() - begin
+
+    @contextmanager
+    def _running(self) -> Iterator[None]:
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        yield
+        end.record()
+        self._ran.append((begin, end))
+
+    def idle(self, seconds: float, queue_frames: int) -> Idle:
+        """What was found in so many seconds."""
+        device_share = None
+        if self._device.type == "cuda":
+            wait_for(self._device)
+            ran = sum(begin.elapsed_time(end) for begin, end in self._ran) / 1e3
+            device_share = 1 - ran / seconds
+        start, frames, output = self._waited.values()
+        share = (start + frames + output) / seconds
+        return Idle(start, frames, output, share, device_share, queue_frames)
 
 
 def wait_for(device: torch.device) -> None:

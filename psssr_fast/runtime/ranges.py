@@ -15,8 +15,12 @@ from psssr_fast.faults import fault
 STAGES = ("encode", "base", "draft", "decode", "update")
 """In the order in which a window goes through them; ``decode`` comes more than once."""
 
+FOR_FRAMES, FOR_OUTPUT = WAITS = ("wait for frames", "wait for output")
+"""What the thread that computes waits for from file to file: a frame that was decoded; room among
+those to be encoded and, at the end, the last of them."""
+
 Listener = Callable[[str], AbstractContextManager[None]]
-"""Called with a stage's name; what it returns is entered and left with the stage."""
+"""Called with the name of a stage or wait; what it returns is entered and left with it."""
 
 _SILENCE: AbstractContextManager[None] = nullcontext()
 _listener: ContextVar[Listener | None] = ContextVar("listener", default=None)
@@ -25,6 +29,11 @@ _listener: ContextVar[Listener | None] = ContextVar("listener", default=None)
 def stage(name: str) -> AbstractContextManager[None]:
     """The context of a stage: ``with stage("encode"): ...``; also a point of faults."""
     fault(name)
+    return waiting(name)
+
+
+def waiting(name: str) -> AbstractContextManager[None]:
+    """The context of a wait: a stage that is no point of faults."""
     listener = _listener.get()
     if listener is not None:
         return listener(name)
@@ -33,7 +42,7 @@ def stage(name: str) -> AbstractContextManager[None]:
 
 @contextmanager
 def listening(listener: Listener) -> Iterator[None]:
-    """Call ``listener`` at every stage that this thread (or task) enters."""
+    """Call ``listener`` at every stage and wait that this thread (or task) enters."""
     token = _listener.set(listener)
     try:
         yield
