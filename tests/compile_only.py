@@ -9,6 +9,7 @@ architecture and prints one JSON: it needs a process in which Triton's interpret
 """
 
 import dataclasses
+import hashlib
 import importlib
 import json
 import multiprocessing
@@ -133,7 +134,18 @@ def _run(tool: str, *arguments: str) -> str:
 
 @cache
 def _disassemble(binary: bytes) -> tuple[int, int, dict[str, int]]:
-    """Registers, bytes of local memory, and opcodes of a cubin."""
+    """Registers, bytes of local memory, and opcodes of a cubin; kept beside Triton's own cache."""
+    name = hashlib.sha256(binary + Path(__file__).read_bytes()).hexdigest()
+    kept = Path(os.environ["TRITON_CACHE_DIR"], f"{name}.json")
+    if not kept.exists():
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = kept.with_suffix(f".{os.getpid()}")
+        unfinished.write_text(json.dumps(_read_cubin(binary)))
+        unfinished.replace(kept)
+    return tuple(json.loads(kept.read_text()))
+
+
+def _read_cubin(binary: bytes) -> tuple[int, int, dict[str, int]]:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(binary)
         file.flush()
@@ -181,7 +193,8 @@ def main(ops: list[str]) -> None:
         for index, case in enumerate(importlib.import_module(f"cubins.{op}").CASES)
         for arch in case.architectures
     ]
-    with multiprocessing.get_context("spawn").Pool(min(len(jobs), os.cpu_count() or 1)) as pool:
+    # Forks have everything imported already; nothing has started threads so far.
+    with multiprocessing.get_context("fork").Pool(min(len(jobs), os.cpu_count() or 1)) as pool:
         json.dump(pool.starmap(compile_case, jobs, chunksize=1), sys.stdout)
 
 

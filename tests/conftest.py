@@ -4,9 +4,13 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
+
+if TYPE_CHECKING:
+    from job_fixtures import Forks
 
 # `python -m pytest` puts the repository root there, where transformers, looking for a package
 # called kernels, would find ours. psssr_fast is imported from where it is installed.
@@ -21,6 +25,15 @@ if not torch.cuda.is_available():
 @pytest.fixture
 def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.fixture(scope="session")
+def forks() -> "Iterator[Forks]":
+    """One process that has imported everything, whose forks are ``psssr upscale``."""
+    from job_fixtures import Forks
+
+    with Forks() as running:
+        yield running
 
 
 @pytest.fixture(autouse=True)

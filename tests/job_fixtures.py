@@ -17,6 +17,12 @@ from typing import Self
 import av
 from cli_fixtures import Done, pictures, write_silence
 
+from psssr_fast.config import Windows, settings_for
+from psssr_fast.jobs.computing import make_plan
+from psssr_fast.jobs.job import Job, Order
+from psssr_fast.jobs.plan import Computing
+from psssr_fast.video import EncoderSettings, Reader
+
 # Small windows: a clip of 40 frames has 14 of them, and 7 chunks.
 SMALL = (
     "-s", "1", "--window", "4x64x64", "--overlap", "1x16", "--chunk-frames", "6",
@@ -24,6 +30,24 @@ SMALL = (
 )  # fmt: skip
 FRAMES = 40
 KILLED = -signal.SIGKILL
+_NOTHING = Computing(
+    "none", "", "float32", "cpu", 1, "none", "plain", "",
+    settings_for("released", Windows(4, 64, 64, 1, 16)),
+)  # fmt: skip
+
+
+def open_job(
+    output: str | Path,
+    reader: Reader,
+    size: tuple[int, int],
+    encoder: EncoderSettings | None = None,
+    overwrite: bool = False,
+) -> Job:
+    """The job that makes every output of the package, without networks: the caller writes its
+    frames, of ``size``: width, height."""
+    settings = encoder or EncoderSettings(preset="veryfast")
+    plan = make_plan(output, reader.info, size[::-1], settings, _NOTHING)
+    return Job(Order(output, reader, plan, overwrite))
 
 
 def write_clip(

@@ -8,6 +8,7 @@ import threading
 
 import pytest
 import torch
+from cli_fixtures import Psssr
 
 from psssr_fast.runtime import choices, cpu
 
@@ -116,7 +117,7 @@ def run(*arguments, **environment):
     return subprocess.run(command, capture_output=True, text=True, env=environment)
 
 
-def test_warm_up_on_a_cpu_in_processes_of_their_own(path):
+def test_warm_up_on_a_cpu_in_a_process_of_its_own(path, capsys):
     small = ("warmup", "--device", "cpu", "--size", "32x48", "--frames", "2", "--json")
     done = run(*small, PSSSR_CHOICES=str(path))
     assert done.returncode == 0, done.stderr
@@ -129,13 +130,13 @@ def test_warm_up_on_a_cpu_in_processes_of_their_own(path):
     assert (found["path"], found["graphs"], found["kernels"]) == (str(path), 0, None)
     (answers,) = json.loads(path.read_text())["machines"].values()
     assert answers == {cpu.QUESTION: choice["answer"]}
-    doctor = json.loads(run("doctor", "--json", PSSSR_CHOICES=str(path)).stdout)
+    doctor = json.loads(Psssr(capsys)("doctor", "--json").out)
     assert doctor["choices"] == f"{path}: 1 for this machine"
 
 
-def test_warm_up_that_cannot_write_is_exit_6_and_one_line(path):
+def test_warm_up_that_cannot_write_is_exit_6_and_one_line(path, capsys):
     path.mkdir(parents=True)
     small = ("warmup", "--device", "cpu", "--size", "32x48", "--frames", "1")
-    done = run(*small, PSSSR_CHOICES=str(path))
-    assert done.returncode == 6
-    assert "cannot be written" in done.stderr.splitlines()[-1]
+    done = Psssr(capsys)(*small)
+    assert done.code == 6
+    assert "cannot be written" in done.err.splitlines()[-1]

@@ -241,7 +241,7 @@ def prepared(tmp_path_factory) -> Path:
     write_video(folder / "-s.mp4", 2)
     write_video(folder / "one_frame.mp4", 1)
     write_video(folder / "odd.mp4", 2, (65, 37))
-    write_video(folder / "long.mp4", 400)
+    write_video(folder / "long.mp4", 400, (32, 18))
     (folder / "empty.mp4").touch()
     (folder / "text.mp4").write_text("This is not a video.\n" * 50)
     for name, faststart in (("truncated.mp4", False), ("truncated_faststart.mp4", True)):

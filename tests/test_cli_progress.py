@@ -90,7 +90,7 @@ def test_on_a_terminal_there_is_a_bar(tmp_path):
     write_frames(tmp_path / "[red]frames", 40)
     terminal, slave = pty.openpty()
     done = subprocess.Popen(
-        command("upscale", "[red]frames"),
+        command("upscale", "[red]frames", "-s", "2"),
         cwd=tmp_path,
         stdout=subprocess.DEVNULL,
         stderr=slave,

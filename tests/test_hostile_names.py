@@ -5,7 +5,7 @@ import unicodedata
 from pathlib import Path
 
 import pytest
-from cli_fixtures import Psssr, run_process, write_frames, write_video
+from cli_fixtures import Psssr, write_frames, write_video
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -86,13 +86,13 @@ def test_any_name_is_only_a_name(tmp_path, monkeypatch, clip, name):
     os.remove(name)
 
 
-def test_outputs_are_where_they_were_asked_for_and_no_shell_runs(tmp_path, clip):
+def test_outputs_are_where_they_were_asked_for_and_no_shell_runs(forks, tmp_path, clip):
     chosen = [name for name in NAMES if len(name) < 200 and readable(os.fsdecode(name))]
     stems = {Path(os.fsdecode(name)).stem: name for name in chosen}  # no two to one output
     names = [put(tmp_path, name, clip) for name in stems.values()]
     (tmp_path / "out").mkdir()
     before = set(os.listdir(os.fsencode(tmp_path)))
-    done = run_process("upscale", "-s", "1", "-o", "out", "--", *names, cwd=tmp_path)
+    done = forks("-s", "1", "-o", "out", "--", *names, folder=tmp_path)
     assert "Traceback" not in done.err and done.code in (0, 7)
     assert set(os.listdir(os.fsencode(tmp_path))) == before
     failures = [line for line in done.err.splitlines() if line.startswith("psssr: error: ")]

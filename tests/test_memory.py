@@ -23,7 +23,7 @@ def driver():
 def test_memory_does_not_grow_from_file_to_file():
     """The smallest thing kept of each frame, the detector's small picture, would be 9 KiB."""
     done = subprocess.run(
-        [sys.executable, DRIVER, "--frames", "3000", "--max-slope", "4096", "--json"],
+        [sys.executable, DRIVER, "--small", "--frames", "3000", "--max-slope", "4096", "--json"],
         capture_output=True,
         text=True,
         timeout=400,

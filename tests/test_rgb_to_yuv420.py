@@ -12,8 +12,9 @@ import torch
 from yuv_frames import CLIPS, ROOT, real_planes, rms, swscale_planes, swscale_rgb
 
 from psssr_fast.errors import UsageError
+from psssr_fast.h273 import RED_AND_BLUE
 from psssr_fast.kernels._bicubic import bicubic_taps
-from psssr_fast.ops._yuv import RED_AND_BLUE, STORAGE, decoding, encoding
+from psssr_fast.ops._yuv import STORAGE, decoding, encoding
 from psssr_fast.ops.pixel_format import unpack_frames_ref
 from psssr_fast.ops.rgb_to_yuv420 import rgb_to_yuv420, rgb_to_yuv420_ref, unrounded_yuv420
 from psssr_fast.ops.yuv420_to_rgb_resize import yuv420_to_rgb_resize_ref

@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from yuv_frames import CLIPS, ROUNDING, real_planes, rms, swscale_rgb
 
 from psssr_fast.errors import UsageError
+from psssr_fast.h273 import RED_AND_BLUE
 from psssr_fast.kernels import _bicubic
-from psssr_fast.ops._yuv import RED_AND_BLUE, STORAGE, decoding
+from psssr_fast.ops._yuv import STORAGE, decoding
 from psssr_fast.ops.pixel_format import pack_frames_ref, unpack_frames_ref
 from psssr_fast.ops.yuv420_to_rgb_resize import (
     CHROMA_SHIFT,

@@ -3,6 +3,7 @@ several does not stop the others."""
 
 import dataclasses
 import functools
+import gc
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -120,7 +121,8 @@ class Batch:
 
     Args:
         writing: how outputs are written.
-        load: makes the upscaler; is given the dtype of what is unfinished, if there is one.
+        load: makes the upscaler; is given the dtype of what is unfinished, if there is one, and
+            may insist on another.
         shell: of this run.
         console: where progress goes.
     """
@@ -135,6 +137,8 @@ class Batch:
         self._results: dict[Job, Result] = {}
         self._writing = writing
         self._load = load
+        self._upscaler: Upscaler | None = None
+        self._settled = False  # an unfinished job would not get the dtype that it asks for
         self._shell = shell
         self._console = console
         self._several = False
@@ -148,19 +152,36 @@ class Batch:
         self._several = len(jobs) > 1
         # All inputs and outputs are looked at before anything slow begins, such as importing torch.
         ready = [job for job in jobs if self._attempt(job, self._look)]
+        kept = {job: self._kept_dtype(job) for job in ready}
         if ready:
-            upscaler = self._load(self._kept_dtype(ready))
-            for job in ready:
-                self._attempt(job, functools.partial(self._upscale, upscaler))
+            self._load_in(next(filter(None, kept.values()), None))
+        for job in ready:
+            self._attempt(job, functools.partial(self._upscale, kept[job]))
         return [self._results[job] for job in jobs]
 
-    def _kept_dtype(self, jobs: list[Job]) -> str | None:
-        """What the first unfinished job computes in: another dtype would not go on with it."""
+    def _kept_dtype(self, job: Job) -> str | None:
+        """What an unfinished job computes in: another dtype would not go on with it."""
         from psssr_fast.jobs.plan import kept_dtype
 
-        if self._writing.existing.restart:
-            return None
-        return next(filter(None, (kept_dtype(job.output) for job in jobs)), None)
+        return None if self._writing.existing.restart else kept_dtype(job.output)
+
+    def _load_in(self, dtype: str | None) -> "Upscaler":
+        """Make the upscaler; the one before goes first, as there may be no room for two."""
+        if self._upscaler is not None:
+            self._upscaler = None
+            _make_room()
+        self._upscaler = upscaler = self._load(dtype)
+        self._settled = self._settled or dtype not in (None, _dtype_of(upscaler))
+        return upscaler
+
+    def _upscaler_in(self, dtype: str | None) -> "Upscaler":
+        """The upscaler that computes in ``dtype``, or if that is ``None`` the one that is there."""
+        if self._upscaler is None or not self._fits(self._upscaler, dtype):
+            return self._load_in(dtype)
+        return self._upscaler
+
+    def _fits(self, upscaler: "Upscaler", dtype: str | None) -> bool:
+        return self._settled or dtype in (None, _dtype_of(upscaler))
 
     def _attempt(self, job: Job, step: Callable[[Job], bool]) -> bool:
         """Whether a job goes on after ``step``; its failure is reported and kept."""
@@ -172,6 +193,7 @@ class Batch:
             failure = as_psssr_error(error)
             if self._shell.debug:
                 traceback.print_exception(error)
+            _forget_frames(failure)
             text = str(failure)
             if self._several and not text.startswith(f"{job.input}:"):
                 text = f"{job.input}: {text}"
@@ -193,8 +215,9 @@ class Batch:
         check_place(job.output, job.input, self._writing.existing.overwrite)
         return True
 
-    def _upscale(self, upscaler: "Upscaler", job: Job) -> bool:
+    def _upscale(self, dtype: str | None, job: Job) -> bool:
         self._console.start(job)
+        upscaler = self._upscaler_in(dtype)
         report = upscaler.upscale_video(
             job.input,
             job.output,
@@ -217,6 +240,10 @@ class Batch:
         return True
 
 
+def _dtype_of(upscaler: "Upscaler") -> str:
+    return str(upscaler.networks.dtype).removeprefix("torch.")
+
+
 def _is_complete(job: Job, info: "VideoInfo") -> bool:
     """Whether the output is there: a file, or a folder with a PNG for every frame."""
     from psssr_fast.jobs.place import is_being_made
@@ -228,3 +255,20 @@ def _is_complete(job: Job, info: "VideoInfo") -> bool:
         found = sum(file.suffix.lower() == ".png" for file in output.iterdir())
         return info.frames is not None and info.frames_exact and found >= info.frames
     return output.exists()
+
+
+def _make_room() -> None:
+    """Free a model that is no longer used: its parts refer to each other."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _forget_frames(error: BaseException) -> None:
+    """Keep an error without what the functions that it passed had in their variables."""
+    follows: BaseException | None = error
+    while follows is not None:
+        here, follows = follows, follows.__cause__ or follows.__context__
+        here.__traceback__ = here.__cause__ = here.__context__ = None

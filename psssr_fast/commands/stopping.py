@@ -1,5 +1,6 @@
 """Ctrl-C and SIGTERM: the first stops in good order, the second at once."""
 
+import atexit
 import contextlib
 import os
 import signal
@@ -45,9 +46,18 @@ def stoppable() -> Iterator[None]:
         with _watching(set(before)):
             yield
     finally:
-        if not stopped:
+        if stopped:
+            atexit.register(_ignore, tuple(before))
+        else:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+def _ignore(numbers: tuple[signal.Signals, ...]) -> None:
+    """At the very end the interpreter gives signals back their default: a second one on the way
+    would change the exit code."""
+    for number in numbers:
+        signal.signal(number, signal.SIG_IGN)
 
 
 @contextlib.contextmanager

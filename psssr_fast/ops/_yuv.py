@@ -5,16 +5,7 @@ from typing import NamedTuple
 import torch
 
 from psssr_fast.errors import UsageError
-
-# Weight of red and of blue in luma, by H.273's number of the matrix: all that libswscale knows.
-RED_AND_BLUE = {
-    1: (0.2126, 0.0722),  # BT.709
-    4: (0.30, 0.11),  # FCC
-    5: (0.299, 0.114),  # BT.601
-    6: (0.299, 0.114),  # BT.601
-    7: (0.212, 0.087),  # SMPTE 240M
-    9: (0.2627, 0.0593),  # BT.2020, non-constant luminance
-}
+from psssr_fast.h273 import RED_AND_BLUE
 
 # int16 holds 10 bits as well as uint16 does, and PyTorch can slice, copy, compare and index it;
 # of uint16 it knows little more than the conversion. Between the two, view() costs nothing.

@@ -1,10 +1,10 @@
 """Video in and out: files through FFmpeg (PyAV), folders of PNG frames, one frame at a time."""
 
 from psssr_fast.video.encoder import EncoderSettings
-from psssr_fast.video.info import ColorTags, Frame, Reader, StreamInfo, VideoInfo, Writer
+from psssr_fast.video.info import ColorTags, Frame, Reader, StreamInfo, VideoInfo
 from psssr_fast.video.limits import DEFAULT_LIMITS, Limits
+from psssr_fast.video.outputs import check_output, is_image_output
 from psssr_fast.video.reader import DEFAULT_IMAGE_RATE, open_reader, probe
-from psssr_fast.video.writer import check_output, is_image_output, open_writer
 
 __all__ = [
     "DEFAULT_IMAGE_RATE",
@@ -16,10 +16,8 @@ __all__ = [
     "Reader",
     "StreamInfo",
     "VideoInfo",
-    "Writer",
     "check_output",
     "is_image_output",
     "open_reader",
-    "open_writer",
     "probe",
 ]

@@ -14,6 +14,8 @@ from av.video.format import VideoFormat
 from av.video.reformatter import Interpolation, VideoReformatter
 from numpy.typing import NDArray
 
+from psssr_fast.h273 import RED_AND_BLUE
+
 WHITE = 65535
 COMMON = "yuv444p16le"  # what swscale brings every Y'CbCr to, and takes every Y'CbCr from
 FULL = 2
@@ -25,16 +27,6 @@ ACCURATE = int(
     | Interpolation.FULL_CHR_H_INT
     | Interpolation.FULL_CHR_H_INP
 )
-
-# Weight of red and of blue in luma, by H.273's number of the matrix: all that swscale knows.
-_RED_AND_BLUE = {
-    1: (0.2126, 0.0722),  # BT.709
-    4: (0.30, 0.11),  # FCC
-    5: (0.299, 0.114),  # BT.601
-    6: (0.299, 0.114),  # BT.601
-    7: (0.212, 0.087),  # SMPTE 240M
-    9: (0.2627, 0.0593),  # BT.2020, non-constant luminance
-}
 
 Words = NDArray[np.uint16]
 Values = NDArray[np.uint8] | NDArray[np.uint16]
@@ -155,7 +147,7 @@ def gray_to_words(picture: av.VideoFrame, full_range: bool, reformatter: VideoRe
 def yuv_to_words(common: av.VideoFrame, coding: Coding) -> Words:
     """``[height, width, 3]`` 16-bit RGB of a picture in :data:`COMMON`."""
     black, luma_span, chroma_span = coding.levels()
-    red, blue = _RED_AND_BLUE[coding.matrix]
+    red, blue = RED_AND_BLUE[coding.matrix]
     green = 1 - red - blue
     luma, chroma = np.float32(WHITE / luma_span), np.float32(WHITE / chroma_span)
     of_u = (None, -2 * (1 - blue) * blue / green, 2 * (1 - blue))
@@ -178,7 +170,7 @@ def yuv_to_words(common: av.VideoFrame, coding: Coding) -> Words:
 def words_to_yuv(pixels: Words, coding: Coding) -> av.VideoFrame:
     """A picture in :data:`COMMON` of ``[height, width, 3]`` 16-bit RGB."""
     black, luma_span, chroma_span = coding.levels()
-    red, blue = _RED_AND_BLUE[coding.matrix]
+    red, blue = RED_AND_BLUE[coding.matrix]
     # gray in the first column, blue and red less gray in the others; then their levels
     weights = np.array([[red, 1 - red - blue, blue]] * 3, np.float64)
     weights[1], weights[2] = [0, 0, 1] - weights[1], [1, 0, 0] - weights[2]

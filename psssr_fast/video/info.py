@@ -1,4 +1,4 @@
-"""What is known about a video, and one frame of it: the values that reader and writer share."""
+"""What is known about a video, and one frame of it: the values that reading and writing share."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -217,39 +217,4 @@ class Reader(Protocol):
         Raises:
             InputError: the source turns out damaged, cut short or inconsistent; the frames before
                 that have been yielded.
-        """
-
-
-class Writer(Protocol):
-    """Takes frames one by one; the output appears under its name only when all went well.
-
-    Leaving the ``with`` block normally finishes the output; leaving it with an exception removes
-    everything that was written.
-    """
-
-    @property
-    def warnings(self) -> tuple[str, ...]:
-        """What could not be carried over, one line each."""
-
-    def __enter__(self) -> Self:
-        """Open the output."""
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Finish the output, or remove it if an exception is on its way.
-
-        Raises:
-            OutputError: the output cannot be finished.
-        """
-
-    def write(self, frame: Frame) -> None:
-        """Append a frame.
-
-        Raises:
-            OutputError: it cannot be written.
-            UsageError: its size or timestamp does not fit.
         """

@@ -1,43 +1,23 @@
-"""One output video: encoder, muxer, and the copied streams beside it."""
+"""One output video: muxer, the encoder that it is made for, and the copied streams beside it."""
 
 import contextlib
 import math
-import os
-from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import av
 from av.codec import Codec
-from av.packet import Packet
 from av.video.stream import VideoStream
 
 from psssr_fast.errors import OutputError, UsageError
 from psssr_fast.video.encoder import CONTAINERS, FALLBACK_RATE, EncoderSettings, losses
-from psssr_fast.video.frame_encoder import FrameEncoder, open_encoder, set_up
-from psssr_fast.video.info import Frame, VideoInfo
-from psssr_fast.video.partial import partial_path
+from psssr_fast.video.frame_encoder import open_encoder, set_up
+from psssr_fast.video.info import VideoInfo
 from psssr_fast.video.streams import StreamCopier
 
 _MILLISECOND = Fraction(1, 1000)  # the only tick that FFmpeg's Matroska muxer knows
 _CODECS_WITH_ASPECT = ("h264", "hevc")  # these say themselves what shape a pixel has
 _LARGEST_TIMESCALE = 2**31 - 1
-
-
-@contextlib.contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    """Report what FFmpeg and the disk raise as :class:`OutputError`, in one line."""
-    try:
-        yield
-    except (av.FFmpegError, OSError) as error:
-        if isinstance(error, OutputError):
-            raise
-        reason = error.strerror or str(error)
-        raise OutputError(
-            f"{path}: cannot be written: {reason}. Check the free space and the folder."
-        ) from error
 
 
 class Output:
@@ -199,118 +179,3 @@ class Output:
         """Close both because an error is on its way; what was written is of no use."""
         with contextlib.suppress(av.FFmpegError):
             self.close()
-
-
-class VideoWriter:
-    """Encodes frames and copies the other streams of the source beside them.
-
-    Writes to ``.NAME.partial-PID.EXT`` in the folder of the output and renames it when complete.
-
-    Args:
-        path: the output.
-        source: the input.
-        width, height: of the frames, pixels.
-        settings: settled encoder settings.
-    """
-
-    def __init__(
-        self, path: Path, source: VideoInfo, width: int, height: int, settings: EncoderSettings
-    ) -> None:
-        self._path = path
-        self._temporary = partial_path(path, path.suffix)
-        self._source = source
-        self._size = (width, height)
-        self._settings = settings
-        self._encoder: FrameEncoder | None = None
-        self._output: Output | None = None
-        self._held: Packet[VideoStream] | None = None  # the last one encoded, not yet muxed
-        self._warnings: tuple[str, ...] = ()
-
-    @property
-    def warnings(self) -> tuple[str, ...]:
-        """What could not be carried over, one line each."""
-        return self._output.warnings if self._output else self._warnings
-
-    def __enter__(self) -> Self:
-        output = Output(self._path, self._temporary, self._source, self._size, self._settings)
-        self._output = output
-        try:
-            output.open_encoder()
-            with _writing(self._path):
-                output.write_header()  # so that its errors come before the work
-            self._encoder = FrameEncoder(
-                output.stream.codec_context, self._settings, self._source, self._size
-            )
-        except BaseException:
-            self._abandon()
-            raise
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if error is not None:
-            self._abandon()
-            return
-        try:
-            self._finish()
-        except BaseException:
-            self._abandon()
-            raise
-
-    def write(self, frame: Frame) -> None:
-        """Encode one frame.
-
-        Raises:
-            OutputError: the output cannot be written.
-            UsageError: the frame's size is not the output's, or its time not later than the last.
-        """
-        if self._output is None or self._encoder is None:
-            raise RuntimeError("use the writer as a context manager: with open_writer(...) as w")
-        with _writing(self._path):
-            self._mux(self._output, self._encoder.encode(frame))
-
-    def _mux(self, output: Output, packets: "list[Packet[VideoStream]]") -> None:
-        for packet in packets:
-            self._mux_held(output)
-            packet.stream = output.stream
-            self._held = packet
-
-    def _mux_held(self, output: Output) -> None:
-        packet, self._held = self._held, None
-        if packet is None:
-            return
-        if output.copier is not None and packet.dts is not None:
-            output.copier.copy_until(packet.dts * packet.time_base)
-        output.container.mux(packet)
-
-    def _finish(self) -> None:
-        output, encoder = self._output, self._encoder
-        assert output is not None and encoder is not None
-        if not encoder.frames:
-            raise OutputError(f"{self._path}: no frame was written, so there is no video to finish")
-        with _writing(self._path):
-            self._mux(output, encoder.finish())
-            if self._held is not None and self._held.pts is not None:
-                # MP4 derives the end from the packet encoded last, which may be a B-frame.
-                self._held.duration = encoder.end - self._held.pts
-            self._mux_held(output)
-            self._output = None
-            try:
-                self._warnings = output.finish()
-            except BaseException:
-                output.discard()
-                raise
-            with self._temporary.open("rb") as file:
-                os.fsync(file.fileno())
-            os.replace(self._temporary, self._path)
-
-    def _abandon(self) -> None:
-        output, self._output = self._output, None
-        if output is not None:
-            self._warnings = output.warnings
-            output.discard()
-        self._temporary.unlink(missing_ok=True)

@@ -117,7 +117,8 @@ class VideoReader:
         self._allow_damaged = allow_damaged
         self._container: InputContainer | None = None
         self._decoder: VideoCodecContext | None = None
-        self._times = PresentationTimes(self.info.time_base, self.info.average_rate)
+        info = self.info
+        self._times = PresentationTimes(info.time_base, info.average_rate, allow_damaged)
         self._watcher = Watcher(self.info)
         self._damage: Counter[str] = Counter()
         self._expected_packets = 0  # that the index lists, 0 if there is no full index

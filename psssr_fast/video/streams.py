@@ -44,6 +44,8 @@ class StreamCopier:
         self._expected: list[Expected] = []
         self._notes: list[str] = []
         self._earliest = Fraction(0)
+        self._latest: dict[int, int] = {}  # time of the last packet, by stream of the source
+        self._fallen = 0
         self._input: InputContainer = open_media(source.path, UNLIMITED)
         try:
             self._add_streams(copy_audio)
@@ -157,10 +159,15 @@ class StreamCopier:
     @property
     def warnings(self) -> tuple[str, ...]:
         """What is not carried over as it was, one line each."""
-        if self._earliest == 0:
-            return tuple(self._notes)
-        later = f"everything is shown {float(-self._earliest) * 1000:.0f} ms later"
-        return (*self._notes, f"{later}: {self._form} has no times before zero")
+        notes = list(self._notes)
+        if self._fallen:
+            notes.append(
+                f"{self._fallen} packet(s) of sound or subtitles with falling times left out"
+            )
+        if self._earliest:
+            later = f"everything is shown {float(-self._earliest) * 1000:.0f} ms later"
+            notes.append(f"{later}: {self._form} has no times before zero")
+        return tuple(notes)
 
     def _shifts(self, stream: Stream) -> bool:
         """Whether FFmpeg moves all streams for the sake of one that begins before zero.
@@ -209,9 +216,20 @@ class StreamCopier:
                 return
             if packet.pts is not None and packet.pts < 0 and self._shifts(packet.stream):
                 self._earliest = min(self._earliest, packet.pts * packet.time_base)
-            packet.stream = self._targets[packet.stream_index]
-            self._output.mux(packet)
+            if self._in_order(packet):
+                packet.stream = self._targets[packet.stream_index]
+                self._output.mux(packet)
             self._waiting = None
+
+    def _in_order(self, packet: "Packet[Stream]") -> bool:
+        """Whether a packet's time does not fall behind its stream's last, which no output takes."""
+        if packet.dts is None:
+            return True
+        if packet.dts < self._latest.get(packet.stream_index, packet.dts):
+            self._fallen += 1
+            return False
+        self._latest[packet.stream_index] = packet.dts
+        return True
 
     def close(self) -> None:
         """Close the source."""

@@ -1,16 +1,9 @@
-"""One process that has imported everything, for all tests of jobs."""
+"""What the tests of jobs begin with."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from job_fixtures import SMALL, Forks, write_clip
-
-
-@pytest.fixture(scope="session")
-def forks() -> Iterator[Forks]:
-    with Forks() as running:
-        yield running
 
 
 @pytest.fixture(scope="session")

@@ -134,3 +134,20 @@ def test_what_the_first_run_chose_by_itself_is_kept(forks, clip, tmp_path):
     done = forks(*automatic, folder=tmp_path)
     assert done.code == 0, done.err
     assert digest(tmp_path / "out.mp4") == expected
+
+
+def test_unfinished_jobs_of_two_dtypes_go_on_together(forks, clip, tmp_path):
+    at = SMALL.index("--dtype")
+    automatic, expected = [*SMALL[:at], *SMALL[at + 2 :]], {}
+    for name, dtype in (("a", "float32"), ("b", "bfloat16"), ("c", "float32")):
+        shutil.copy(clip, tmp_path / f"{name}.mp4")
+        command, output = (f"{name}.mp4", *automatic, "--dtype", dtype), f"{name}.psssr1x.mp4"
+        assert forks(*command, folder=tmp_path).code == 0
+        expected[output] = digest(tmp_path / output)
+        (tmp_path / output).unlink()
+        assert forks(*command, folder=tmp_path, fault=STOP).code == KILLED
+    assert len(set(expected.values())) == 2
+    done = forks("a.mp4", "b.mp4", "c.mp4", *automatic, "--json", folder=tmp_path)
+    assert done.code == 0, done.err
+    assert all(result["resumed_frames"] for result in json.loads(done.out)["results"])
+    assert {name: digest(tmp_path / name) for name in expected} == expected

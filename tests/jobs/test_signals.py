@@ -64,3 +64,24 @@ def test_the_second_signal_ends_it_at_once(number, code):
         begin = time.monotonic()
         assert run.wait(timeout=20) == code
         assert time.monotonic() - begin < 5
+
+
+ENDING = """
+import threading
+import torch  # which takes a while to leave
+from psssr_fast.commands.stopping import stoppable
+with stoppable():
+    print("ready", flush=True)
+    threading.Event().wait(60)
+"""
+
+
+def test_more_signals_on_the_way_out_do_not_change_the_exit_code():
+    with subprocess.Popen([sys.executable, "-c", ENDING], stdout=subprocess.PIPE, text=True) as run:
+        assert run.stdout.readline() == "ready\n"
+        until = time.monotonic() + 0.25  # one press, passed on again and again
+        while run.poll() is None:
+            if time.monotonic() < until:
+                run.send_signal(signal.SIGTERM)
+            time.sleep(0.0005)
+        assert run.returncode == 143

@@ -194,9 +194,9 @@ class Torture:
         score.stray_files += len({path.name for path in output.parent.iterdir()} - {output.name})
 
 
-def torture(jobs: int, seed: int, tell: bool = True) -> Score:
+def torture(forks: Forks, jobs: int, seed: int, tell: bool = True) -> Score:
     """Torture so many jobs."""
-    with tempfile.TemporaryDirectory(prefix="psssr-torture-") as folder, Forks() as forks:
+    with tempfile.TemporaryDirectory(prefix="psssr-torture-") as folder:
         run = Torture(forks, Path(folder), seed)
         for number in range(jobs):
             run.run(number)
@@ -213,7 +213,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--jobs", type=int, default=25)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
-    score = torture(options.jobs, options.seed)
+    with Forks() as forks:
+        score = torture(forks, options.jobs, options.seed)
     print(score)
     return 0 if score.passed else 1
 

@@ -4,7 +4,7 @@ Encodes a video, upscales it from file to file with small networks, and looks at
 few frames: memory, open files, threads. Exits with 1 if memory grows.
 
     python tests/torture/memory.py                # 20,000 frames 176x144
-    python tests/torture/memory.py --frames 1500
+    python tests/torture/memory.py --frames 1500 --small    # 96x80, and a quick encoder
 """
 
 import argparse
@@ -20,7 +20,8 @@ import numpy as np
 import psutil
 
 ROOT = Path(__file__).parents[1]
-WIDTH, HEIGHT, SCENE = 176, 144, 125  # pixels, pixels, frames from cut to cut
+SIZE, SMALL = (176, 144), (96, 80)  # width, height
+SCENE = 125  # frames from cut to cut
 KIB, MIB = 2**10, 2**20
 MAX_SLOPE = 1 * KIB  # bytes a frame, over the last 80 %; in short runs noise is more than that
 MAX_RANGE = 64 * MIB  # over the last 80 %
@@ -59,32 +60,35 @@ class Result:
     failures: tuple[str, ...]
 
 
-def make_video(path: Path, frames: int) -> None:
+def make_video(path: Path, frames: int, size: tuple[int, int]) -> None:
     """A moving pattern with grain, and another one after every cut."""
-    grain = np.random.default_rng(0).integers(0, 24, (HEIGHT + 16, WIDTH + 16, 3), np.uint8)
-    y, x = np.mgrid[0:HEIGHT, 0:WIDTH].astype(np.float32)
+    width, height = size
+    grain = np.random.default_rng(0).integers(0, 24, (height + 16, width + 16, 3), np.uint8)
+    y, x = np.mgrid[0:height, 0:width].astype(np.float32)
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=25, options={"preset": "ultrafast"})
-        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         for index in range(frames):
             scene = index // SCENE
             wave = np.sin(x / (5 + scene % 7) + index / 9) * np.cos(y / (4 + scene % 5))
             base = 40 + 140 * (scene % 2) + 35 * wave
             row, column = index % 16, index * 7 % 16
-            noise = grain[row : row + HEIGHT, column : column + WIDTH]
+            noise = grain[row : row + height, column : column + width]
             pixels = base[..., None].astype(np.uint8) + noise
             container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
         container.mux(stream.encode(None))
 
 
-def watch(source: Path, output: Path, frames: int) -> list[Sample]:
+def watch(source: Path, output: Path, frames: int, size: tuple[int, int]) -> list[Sample]:
     """Upscale, and sample the process."""
     from model_fixtures import networks
 
     from psssr_fast.config import Windows, settings_for
     from psssr_fast.upscaler import Upscaler
+    from psssr_fast.video import EncoderSettings
 
-    windows = Windows(8, HEIGHT, WIDTH, overlap_frames=1, overlap_pixels=8)
+    windows = Windows(8, size[1], size[0], overlap_frames=1, overlap_pixels=8)
+    encoder = EncoderSettings(preset="medium" if size == SIZE else "ultrafast")
     up = Upscaler(networks(True), settings_for("released", windows), "test", "sdpa", "fused")
     process, every, samples = psutil.Process(), max(1, frames // SAMPLES), []
 
@@ -94,7 +98,7 @@ def watch(source: Path, output: Path, frames: int) -> list[Sample]:
             found = Sample(progress.frames_done, memory, process.num_fds(), process.num_threads())
             samples.append(found)
 
-    report = up.upscale_video(source, output, scale=1, progress=look)
+    report = up.upscale_video(source, output, scale=1, encoder=encoder, progress=look)
     assert report.frames == frames, f"{report.frames} of {frames} frames came out"
     return samples
 
@@ -128,14 +132,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--frames", type=int, default=20_000)
     parser.add_argument("--max-slope", type=float, default=MAX_SLOPE, metavar="BYTES")
+    parser.add_argument("--small", action="store_true", help="small pictures, encoded quickly")
     parser.add_argument("--json", action="store_true", help="print a document instead of a line")
     arguments = parser.parse_args()
     sys.path.insert(0, str(ROOT))
     with tempfile.TemporaryDirectory() as folder:
         source, output = Path(folder, "in.mp4"), Path(folder, "out.mp4")
-        make_video(source, arguments.frames)
+        size = SMALL if arguments.small else SIZE
+        make_video(source, arguments.frames, size)
         begin = time.monotonic()
-        samples = watch(source, output, arguments.frames)
+        samples = watch(source, output, arguments.frames, size)
         seconds = time.monotonic() - begin
         result = judge(samples, arguments.frames, seconds, arguments.max_slope)
     if arguments.json:

@@ -8,8 +8,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 from kill import torture
 
 
-def test_killed_jobs_lose_nothing():
-    score = torture(jobs=25, seed=0, tell=False)
+def test_killed_jobs_lose_nothing(forks):
+    score = torture(forks, jobs=25, seed=0, tell=False)
     assert score.passed, str(score)
     assert score.jobs == 25
     assert score.kills >= 25

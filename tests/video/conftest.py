@@ -12,8 +12,9 @@ import pytest
 from av.container import OutputContainer
 from av.stream import Disposition
 from av.video.reformatter import Interpolation
+from job_fixtures import open_job
 
-from psssr_fast.video import EncoderSettings, open_reader, open_writer
+from psssr_fast.video import EncoderSettings, open_reader
 
 SAMPLE_RATE = 48000
 SOUND_FORMATS = {  # of the encoder: name, type, full scale
@@ -267,7 +268,7 @@ def _store_yuv(
     """One frame, stored without loss, with exactly these planes."""
     lossless = {
         "libx264": {"qp": "0"},
-        "libx265": {"x265-params": "lossless=1:log-level=none"},
+        "libx265": {"x265-params": "lossless=1:bframes=0:log-level=none"},  # or no dts
         "libvpx-vp9": {"lossless": "1"},
         "ffv1": {},
     }
@@ -322,15 +323,15 @@ def _frame_times(path: Path) -> list[Fraction]:
 def _transcode(
     source: Path, target: Path, encoder: EncoderSettings | None = None, enlarge: int = 1
 ) -> tuple[str, ...]:
-    """Read, repeat pixels, write; return the writer's warnings."""
-    encoder = encoder or EncoderSettings(preset="veryfast")
+    """Read, repeat pixels, write; return the warnings."""
     with open_reader(source) as reader:
-        width, height = reader.info.width * enlarge, reader.info.height * enlarge
-        with open_writer(target, reader.info, width, height, encoder) as writer:
-            for frame in reader:
+        size = reader.info.width * enlarge, reader.info.height * enlarge
+        with open_job(target, reader, size, encoder) as job:
+            for frame in job.frames():
                 pixels = frame.pixels.repeat(enlarge, axis=0).repeat(enlarge, axis=1)
-                writer.write(frame.with_pixels(pixels))
-        return writer.warnings
+                job.write(frame.with_pixels(pixels))
+            job.finish()
+    return job.warnings
 
 
 @pytest.fixture(scope="session")
@@ -371,7 +372,7 @@ def frame_times() -> Callable[[Path], list[Fraction]]:
 
 @pytest.fixture(scope="session")
 def transcode() -> Callable[..., tuple[str, ...]]:
-    """Through our reader and writer."""
+    """Through our reader and a job."""
     return _transcode
 
 

@@ -3,8 +3,9 @@
 import av
 import numpy as np
 import pytest
+from job_fixtures import open_job
 
-from psssr_fast.video import EncoderSettings, Frame, open_reader, open_writer, probe
+from psssr_fast.video import EncoderSettings, Frame, open_reader, probe
 from psssr_fast.video.alpha import enlarge_alpha
 
 
@@ -123,8 +124,11 @@ def test_alpha_is_enlarged_with_the_picture(dtype):
 
 
 def test_opaque_frames_of_a_transparent_video_are_opaque(tmp_path, clip):
-    info = probe(clip("in.mkv", "ffv1", "yuva420p"))
-    with open_writer(tmp_path / "out.mkv", info, 64, 48, FFV1) as writer:
-        writer.write(Frame(np.full((48, 64, 3), 90, np.uint8), 0, 40, "a.png"))
+    with (
+        open_reader(clip("in.mkv", "ffv1", "yuva420p")) as reader,
+        open_job(tmp_path / "out.mkv", reader, (64, 48), FFV1) as job,
+    ):
+        job.write(Frame(np.full((48, 64, 3), 90, np.uint8), 0, 40, "a.png"))
+        job.finish()
     _, (frame,) = read_all(tmp_path / "out.mkv")
     assert (frame.alpha == 255).all()

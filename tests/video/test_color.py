@@ -68,7 +68,7 @@ def test_smooth_colour_survives_the_way_to_rgb_and_back(
 ):
     planes = smooth_planes(pictures)
     source = store_yuv(tmp_path / "in.mkv", "libx264", "yuv420p", planes, matrix, color_range)
-    transcode(source, tmp_path / "out.mp4", EncoderSettings(options=(("qp", "0"),)))
+    transcode(source, tmp_path / "out.mp4", EncoderSettings(options=(("x264-params", "qp=0"),)))
     for before, after in zip(planes, decoded_planes(tmp_path / "out.mp4"), strict=True):
         assert psnr(before, after) >= 50
 

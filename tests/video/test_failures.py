@@ -1,25 +1,15 @@
 """Outputs that cannot be: refused in one line before the work, and nothing left behind."""
 
-import json
+import contextlib
 import os
-import signal
-import subprocess
-import sys
+import resource
 
 import numpy as np
 import pytest
+from job_fixtures import folder_of, open_job
 
 from psssr_fast.errors import OutputError, UsageError
-from psssr_fast.video import (
-    EncoderSettings,
-    Frame,
-    check_output,
-    open_reader,
-    open_writer,
-    probe,
-)
-
-FAST = EncoderSettings(preset="veryfast")
+from psssr_fast.video import EncoderSettings, Frame, check_output, open_reader, probe
 
 
 @pytest.mark.parametrize(
@@ -36,20 +26,20 @@ FAST = EncoderSettings(preset="veryfast")
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_wrong_settings_are_refused_before_any_frame(tmp_path, sample, settings, error, words):
-    info = probe(sample("aspect.mp4"))
     with (
+        open_reader(sample("aspect.mp4")) as reader,
         pytest.raises(error, match=words),
-        open_writer(tmp_path / "out.mp4", info, 64, 48, EncoderSettings(**settings)),
+        open_job(tmp_path / "out.mp4", reader, (64, 48), EncoderSettings(**settings)),
     ):
         pytest.fail("entered")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_an_impossible_size_is_refused_before_any_frame(tmp_path, sample):
-    info = probe(sample("one_frame.mp4"))
     with (
+        open_reader(sample("one_frame.mp4")) as reader,
         pytest.raises(OutputError, match="libx264 refuses 40000x20"),
-        open_writer(tmp_path / "out.mp4", info, 40000, 20),
+        open_job(tmp_path / "out.mp4", reader, (40000, 20)),
     ):
         pytest.fail("entered")
 
@@ -101,8 +91,9 @@ def test_a_folder_without_permission_is_refused(tmp_path, sample, monkeypatch):
 
 def test_a_disk_that_refuses_is_reported(sample):
     with (
+        open_reader(sample("one_frame.mp4")) as reader,
         pytest.raises(OutputError, match=r"/proc/out\.mp4: cannot be written"),
-        open_writer("/proc/out.mp4", probe(sample("one_frame.mp4")), 64, 48),
+        open_job("/proc/out.mp4", reader, (64, 48)),
     ):
         pytest.fail("entered")
 
@@ -113,11 +104,11 @@ def test_a_failure_leaves_what_was_there_before_and_nothing_else(tmp_path, sampl
     with (
         pytest.raises(ZeroDivisionError),
         open_reader(sample("cfr.mp4")) as reader,
-        open_writer(output, reader.info, 64, 48, FAST, overwrite=True) as writer,
+        open_job(output, reader, (64, 48), overwrite=True) as job,
     ):
         for frame in reader:
-            writer.write(frame)
-        assert [path.name for path in tmp_path.iterdir() if "partial" in path.name]
+            job.write(frame)
+        assert list(folder_of(output).glob("*.partial-*"))
         raise ZeroDivisionError
     assert [path.name for path in tmp_path.iterdir()] == ["out.mp4"]
     assert output.read_bytes() == b"precious"
@@ -128,11 +119,13 @@ def test_an_existing_output_is_replaced_only_when_asked(tmp_path, sample, transc
     output.write_bytes(b"old")
     with pytest.raises(OutputError, match="exists already"):
         transcode(sample("one_frame.mp4"), output)
-    with open_reader(sample("one_frame.mp4")) as reader:
-        writer = open_writer(output, reader.info, 64, 48, overwrite=True)
-        with writer:
-            for frame in reader:
-                writer.write(frame)
+    with (
+        open_reader(sample("one_frame.mp4")) as reader,
+        open_job(output, reader, (64, 48), overwrite=True) as job,
+    ):
+        for frame in job.frames():
+            job.write(frame)
+        job.finish()
     assert probe(output).frames == 1
     assert [path.name for path in tmp_path.iterdir()] == ["out.mp4"]
 
@@ -140,62 +133,45 @@ def test_an_existing_output_is_replaced_only_when_asked(tmp_path, sample, transc
 def test_a_video_without_frames_is_an_error(tmp_path, sample):
     with (
         pytest.raises(OutputError, match="no frame was written"),
-        open_writer(tmp_path / "out.mp4", probe(sample("cfr.mp4")), 64, 48),
+        open_reader(sample("cfr.mp4")) as reader,
+        open_job(tmp_path / "out.mp4", reader, (64, 48)) as job,
     ):
-        pass
+        job.finish()
     assert list(tmp_path.iterdir()) == []
 
 
 def test_frames_of_another_size_or_out_of_order_are_refused(tmp_path, sample):
-    info = probe(sample("aspect.mp4"))
-    with open_writer(tmp_path / "out.mp4", info, 64, 48, FAST) as writer:
-        writer.write(Frame(np.zeros((48, 64, 3), np.uint8), 5, None, "a.png"))
+    with (
+        open_reader(sample("aspect.mp4")) as reader,
+        open_job(tmp_path / "out.mp4", reader, (64, 48)) as job,
+    ):
+        job.write(Frame(np.zeros((48, 64, 3), np.uint8), 5, None, "a.png"))
         with pytest.raises(UsageError, match=r"the output needs \(48, 64, 3\)"):
-            writer.write(Frame(np.zeros((48, 60, 3), np.uint8), 6, None, "a.png"))
+            job.write(Frame(np.zeros((48, 60, 3), np.uint8), 6, None, "a.png"))
         with pytest.raises(UsageError, match="timestamps must grow"):
-            writer.write(Frame(np.zeros((48, 64, 3), np.uint8), 5, None, "a.png"))
+            job.write(Frame(np.zeros((48, 64, 3), np.uint8), 5, None, "a.png"))
 
 
-SCRIPT = """
-import json, os, resource, signal, sys
-from psssr_fast.errors import OutputError
-from psssr_fast.video import EncoderSettings, open_reader, open_writer
-
-source, output, limit, kill = json.loads(sys.argv[1])
-if limit:
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-try:
-    with open_reader(source) as reader:
-        lossless = EncoderSettings(crf=0, preset="ultrafast", options=(("tune", "zerolatency"),))
-        with open_writer(output, reader.info, 512, 384, lossless) as writer:
-            for frame in reader:
-                pixels = frame.pixels.repeat(8, 0).repeat(8, 1)
-                writer.write(type(frame)(pixels, frame.pts, frame.duration, frame.name))
-            if kill:
-                os.kill(os.getpid(), signal.SIGKILL)
-except OutputError as error:
-    print(error)
-    sys.exit(error.exit_code)
-"""
+@contextlib.contextmanager
+def files_of_at_most(size: int):
+    """No file of this process may grow larger; Python ignores the signal that goes with it."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def run_script(source, output, limit=0, kill=False):
-    arguments = json.dumps([str(source), str(output), limit, kill])
-    return subprocess.run(
-        [sys.executable, "-c", SCRIPT, arguments], capture_output=True, text=True, check=False
-    )
-
-
-def test_a_full_disk_is_an_output_error_and_leaves_nothing(tmp_path, sample):
-    done = run_script(sample("cfr.mp4"), tmp_path / "out.mp4", limit=20_000)
-    assert done.returncode == 6, done.stderr
-    assert f"{tmp_path}/out.mp4: cannot be written: File too large" in done.stdout
+def test_a_file_that_may_not_grow_is_an_output_error_and_leaves_nothing(tmp_path, sample):
+    lossless = EncoderSettings(crf=0, preset="ultrafast", options=(("tune", "zerolatency"),))
+    with (
+        pytest.raises(OutputError, match=r"out\.mp4: cannot be written: File too large"),
+        open_reader(sample("cfr.mp4")) as reader,
+        open_job(tmp_path / "out.mp4", reader, (512, 384), lossless) as job,
+        files_of_at_most(20_000),
+    ):
+        for frame in job.frames():
+            job.write(frame.with_pixels(frame.pixels.repeat(8, 0).repeat(8, 1)))
+        job.finish()
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_killed_writer_leaves_no_output_under_its_name(tmp_path, sample):
-    done = run_script(sample("cfr.mp4"), tmp_path / "out.mp4", kill=True)
-    assert done.returncode == -signal.SIGKILL
-    assert not (tmp_path / "out.mp4").exists()
-    assert all(path.name.startswith(".out.partial-") for path in tmp_path.iterdir())

@@ -5,9 +5,11 @@ from fractions import Fraction
 import av
 import numpy as np
 import pytest
+from job_fixtures import open_job
 
 from psssr_fast.errors import InputError, OutputError, UsageError
-from psssr_fast.video import Frame, is_image_output, open_reader, open_writer, probe
+from psssr_fast.video import Frame, check_output, is_image_output, open_reader, probe
+from psssr_fast.video.images import ImageWriter
 
 
 def write_png(path, pixels, pixel_format="rgb24"):
@@ -61,13 +63,8 @@ def test_a_folder_is_described(folder):
 
 
 @pytest.mark.parametrize("ending", ["out", "out/", "out.v2/"])
-def test_png_to_png_is_lossless_bit_for_bit(tmp_path, folder, ending):
-    with (
-        open_reader(folder) as reader,
-        open_writer(f"{tmp_path}/{ending}", reader.info, 41, 30) as writer,
-    ):
-        for frame in reader:
-            writer.write(frame)
+def test_png_to_png_is_lossless_bit_for_bit(tmp_path, folder, transcode, ending):
+    assert transcode(folder, f"{tmp_path}/{ending}") == ()
     output = tmp_path / ending
     names = sorted(path.name for path in folder.glob("*.png"))
     assert sorted(path.name for path in output.iterdir()) == names
@@ -109,15 +106,15 @@ def test_palettes_are_read_exactly(tmp_path, noise):
 
 
 @pytest.mark.parametrize(("pixel_format", "channels"), [("rgb48be", 3), ("rgba64be", 4)])
-def test_sixteen_bits_stay_sixteen_bits(tmp_path, noise, pixel_format, channels):
+def test_sixteen_bits_stay_sixteen_bits(tmp_path, noise, transcode, pixel_format, channels):
     pixels = noise(30, 41, channels, dtype=np.uint16)
     source, output = tmp_path / "in", tmp_path / "out"
     source.mkdir()
     write_png(source / "a.png", pixels, pixel_format)
-    with open_reader(source) as reader, open_writer(output, reader.info, 41, 30) as writer:
+    with open_reader(source) as reader:
         (frame,) = reader
-        writer.write(frame)
-    assert (reader.info.bit_depth, reader.warnings, writer.warnings) == (16, (), ())
+    assert reader.info.bit_depth == 16
+    assert transcode(source, output) == ()
     assert np.array_equal(frame.pixels, pixels[..., :3])
     with av.open(str(output / "a.png")) as container:
         picture = next(container.decode(video=0))
@@ -203,13 +200,14 @@ def test_no_flipped_byte_gives_a_wrong_picture(tmp_path, noise):
     assert refused > len(data) / 2
 
 
-def test_pictures_become_a_video_at_the_given_rate(tmp_path, folder, transcode, frame_times):
+def test_pictures_become_a_video_at_the_given_rate(tmp_path, folder, frame_times):
     with (
         open_reader(folder, frame_rate=Fraction(30000, 1001)) as reader,
-        open_writer(tmp_path / "out.mp4", reader.info, 41, 30) as writer,
+        open_job(tmp_path / "out.mp4", reader, (41, 30)) as job,
     ):
-        for frame in reader:
-            writer.write(frame)
+        for frame in job.frames():
+            job.write(frame)
+        job.finish()
     assert frame_times(tmp_path / "out.mp4") == [Fraction(1001 * n, 30000) for n in range(12)]
     assert probe(tmp_path / "out.mp4").color.names()["matrix"] == "bt709"
 
@@ -223,21 +221,21 @@ def test_a_video_becomes_numbered_pictures(tmp_path, sample, transcode):
 
 def test_existing_pictures_are_replaced_only_when_asked(tmp_path, folder):
     output = tmp_path / "out"
-    info = probe(folder)
     frame = Frame(np.zeros((30, 41, 3), np.uint8), 0, 1, "a.png")
-    with open_writer(output, info, 41, 30) as writer:
+    with ImageWriter(output, 41, 30, overwrite=False) as writer:
         writer.write(frame)
         with pytest.raises(OutputError, match=r"a\.png: exists already"):
             writer.write(frame)
     with pytest.raises(OutputError, match="holds PNG files already"):
-        open_writer(output, info, 41, 30)
-    with open_writer(output, info, 41, 30, overwrite=True) as writer:
+        check_output(output, folder)
+    check_output(output, folder, overwrite=True)
+    with ImageWriter(output, 41, 30, overwrite=True) as writer:
         writer.write(frame)
     with pytest.raises(UsageError, match="the output is the input"):
-        open_writer(folder, info, 41, 30, overwrite=True)
+        check_output(folder, folder, overwrite=True)
 
 
-def test_pictures_are_written_whole_or_not_at_all(tmp_path, folder, monkeypatch):
+def test_pictures_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
     def full(self, data):
         self.touch()
         raise OSError(28, "No space left on device")
@@ -246,16 +244,16 @@ def test_pictures_are_written_whole_or_not_at_all(tmp_path, folder, monkeypatch)
     frame = Frame(np.zeros((30, 41, 3), np.uint8), 0, 1, "a.png")
     with (
         pytest.raises(OutputError, match=r"a\.png: cannot be written: No space left"),
-        open_writer(tmp_path / "out", probe(folder), 41, 30) as writer,
+        ImageWriter(tmp_path / "out", 41, 30, overwrite=False) as writer,
     ):
         writer.write(frame)
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_frames_that_do_not_fit_the_output_are_refused(tmp_path, folder):
+def test_frames_that_do_not_fit_the_output_are_refused(tmp_path):
     with (
         pytest.raises(UsageError, match="output of"),
-        open_writer(tmp_path / "out", probe(folder), 82, 60) as writer,
+        ImageWriter(tmp_path / "out", 82, 60, overwrite=False) as writer,
     ):
         writer.write(Frame(np.zeros((30, 41, 3), np.uint8), 0, 1, "a.png"))
 

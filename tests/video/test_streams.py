@@ -4,13 +4,10 @@ from fractions import Fraction
 
 import av
 import pytest
+from job_fixtures import open_job
 
 from psssr_fast.errors import OutputError
-from psssr_fast.video import (
-    EncoderSettings,
-    open_writer,
-    probe,
-)
+from psssr_fast.video import EncoderSettings, open_reader, probe
 
 
 @pytest.mark.parametrize(
@@ -79,10 +76,10 @@ def test_sound_can_be_dropped(tmp_path, sample, transcode):
 
 
 def test_sound_that_the_format_cannot_hold_is_refused_before_any_frame(tmp_path, sample):
-    info = probe(sample("cfr.mp4"))  # AAC
     with (
+        open_reader(sample("cfr.mp4")) as reader,  # AAC
         pytest.raises(OutputError, match=r"webm cannot hold its sound.*Write to a \.mkv"),
-        open_writer(tmp_path / "out.webm", info, 64, 48),
+        open_job(tmp_path / "out.webm", reader, (64, 48)),
     ):
         pytest.fail("entered")
     assert list(tmp_path.iterdir()) == []
@@ -90,8 +87,9 @@ def test_sound_that_the_format_cannot_hold_is_refused_before_any_frame(tmp_path,
 
 def test_sound_that_only_the_header_refuses_is_refused_before_any_frame(tmp_path, sample):
     with (
+        open_reader(sample("flac.mkv")) as reader,
         pytest.raises(OutputError, match=r"mov refuses streams of libx264, flac.*a \.mkv"),
-        open_writer(tmp_path / "out.mov", probe(sample("flac.mkv")), 64, 48),
+        open_job(tmp_path / "out.mov", reader, (64, 48)),
     ):
         pytest.fail("entered")
     assert list(tmp_path.iterdir()) == []

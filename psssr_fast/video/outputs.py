@@ -1,13 +1,10 @@
-"""Writing frames: a video file with everything else of the source in it, or PNG frames."""
+"""Where an output is to be: a video file, or a folder of PNG frames."""
 
 import os
 from pathlib import Path
 
 from psssr_fast.errors import OutputError, UsageError
-from psssr_fast.video.encoder import CONTAINERS, EncoderSettings, settle
-from psssr_fast.video.images import ImageWriter
-from psssr_fast.video.info import VideoInfo, Writer
-from psssr_fast.video.muxer import VideoWriter
+from psssr_fast.video.encoder import CONTAINERS
 
 
 def is_image_output(path: str | Path) -> bool:
@@ -18,7 +15,7 @@ def is_image_output(path: str | Path) -> bool:
 def check_output(path: str | Path, source: str | Path, overwrite: bool = False) -> None:
     """Find out before any work whether an output can be put there; touches nothing on the disk.
 
-    What concerns the encoder and the sound is found out on entering the writer, which is also
+    What concerns the encoder and the sound is found out when the job is entered, which is also
     before the first frame.
 
     Args:
@@ -47,36 +44,6 @@ def check_output(path: str | Path, source: str | Path, overwrite: bool = False) 
     place = target if target.is_dir() else parent
     if not os.access(place, os.W_OK | os.X_OK):
         raise OutputError(f"{path}: no permission to write in {place}. Choose another folder.")
-
-
-def open_writer(
-    path: str | Path,
-    source: VideoInfo,
-    width: int,
-    height: int,
-    encoder: EncoderSettings | None = None,
-    overwrite: bool = False,
-) -> Writer:
-    """A writer for a video file or, where ``path`` means a folder, for PNG frames.
-
-    Args:
-        path: the output; see :func:`is_image_output`.
-        source: the input: its times, sound, subtitles, colour tags and shape of pixels go along.
-        width, height: of the frames to be written, pixels.
-        encoder: how the video is compressed.
-        overwrite: replace what is there.
-
-    Raises:
-        UsageError: as :func:`check_output`; or there is no such encoder or pixel format.
-        OutputError: as :func:`check_output`. Entering the writer raises it if the encoder refuses
-            the size, or the format cannot hold the codec or the sound.
-    """
-    check_output(path, source.path, overwrite)
-    target = Path(path)
-    if is_image_output(path):
-        return ImageWriter(target, width, height, overwrite, source)
-    settings = settle(encoder or EncoderSettings(), target, width, height, source.frames, source)
-    return VideoWriter(target, source, width, height, settings)
 
 
 def _check_existing(target: Path, images: bool, overwrite: bool) -> None:
