@@ -12,7 +12,8 @@ from psssr_fast.training.degradation import DEGRADATIONS
 from psssr_fast.training.manifest import make_manifest
 from psssr_fast.training.networks import build
 from psssr_fast.training.recipe import Weights, default_recipe
-from psssr_fast.training.stages import Scene, open_stage
+from psssr_fast.training.scene import Scene
+from psssr_fast.training.stages import open_stage
 
 DATA = Path(__file__).parents[1] / "tests/data"
 SHAPE = ClipShape(frames=4, size=128)

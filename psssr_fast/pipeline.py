@@ -31,6 +31,8 @@ class Networks:
         context: the prompt's embedding ``[1, tokens, text_dim]``; ``None`` if the transformers
             know it, or have no use for one.
         graphs: captured steps, for networks that can be captured.
+        device: where the networks run; by default where the base is now. Parameters do not tell it
+            later: another thread may have sent them to the CPU for the length of a window.
     """
 
     base: Transformer
@@ -38,11 +40,11 @@ class Networks:
     codec: Codec
     context: Tensor | None
     graphs: GraphCache | None = None
+    device: torch.device = None  # type: ignore[assignment]  # never None once made
 
-    @property
-    def device(self) -> torch.device:
-        """Where the networks run."""
-        return next(self.base.parameters()).device
+    def __post_init__(self) -> None:
+        if self.device is None:
+            object.__setattr__(self, "device", next(self.base.parameters()).device)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -154,7 +156,8 @@ def _decode(
             known = (
                 None if condition is None else condition.expand(len(group), *condition.shape[1:])
             )
-            decoded = codec.decode(latents, known)
+            drafts = [index > 0 for index in range(first, first + len(group))]
+            decoded = codec.decode(latents, known, drafts)
             pictures = [_unit(one.transpose(0, 1), like, settings) for one in decoded]
             del decoded
         while pictures:

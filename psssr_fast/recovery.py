@@ -8,7 +8,7 @@ less; and, for a window in which numbers overflowed, what the networks compute i
 import gc
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeVar
@@ -87,7 +87,7 @@ class Recovery:
     _recomputed: set[int] = field(default_factory=set)
 
     def __post_init__(self) -> None:
-        self._device = self.networks.device  # they may wait elsewhere later
+        self._device = self.networks.device
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -145,8 +145,10 @@ class Recovery:
             raise self._broken(frames)
         if not self._recomputed:  # all of them are named when the job is done
             logger.warning("frames %s: numbers overflowed: again in float32", ranges(frames))
+        with _at_home(self._device):
+            exact = in_float32(self.networks)
         try:
-            result = self._window(in_float32(self.networks), picture)
+            result = self._window(exact, picture)
         except NotFinite as error:
             raise self._broken([first + frame for frame in error.frames]) from None
         self._recomputed.update(frames)
@@ -243,17 +245,23 @@ class _SlicedVae:
         return self._vae.decode(latents, chunked=chunked, at_once=self._frames)
 
 
+def _at_home(device: torch.device) -> AbstractContextManager[None]:
+    """While this is entered, nobody sends networks away."""
+    return _LODGERS.shared() if device.type == "cuda" else nullcontext()
+
+
 @contextmanager
 def _lodging(networks: Networks, execution: Execution, device: torch.device) -> Iterator[Networks]:
     """The networks for one window: all on their device, or taking turns there."""
     chosen = with_execution(networks, execution)
-    if device.type != "cuda":
-        yield chosen
-    elif not execution.offload:
-        with _LODGERS.shared():
+    if device.type != "cuda" or not execution.offload:
+        with _at_home(device):
             yield chosen
-    else:
-        with _LODGERS.exclusive(), Room(device, modules_of(networks)) as room:
+        return
+    with _LODGERS.exclusive():
+        if networks.graphs is not None:  # other jobs' read weights from where they will not be
+            networks.graphs.clear()
+        with Room(device, modules_of(networks)) as room:
             yield in_turns(chosen, modules_of(networks), room)
 
 
@@ -307,9 +315,11 @@ class _CodecInTurn:
         self._enter()
         return self._codec.encode(picture)
 
-    def decode(self, latents: Tensor, condition: Tensor | None) -> Tensor:
+    def decode(
+        self, latents: Tensor, condition: Tensor | None, drafts: Sequence[bool] = ()
+    ) -> Tensor:
         self._enter()
-        return self._codec.decode(latents, condition)
+        return self._codec.decode(latents, condition, drafts)
 
 
 def _free(networks: Networks, device: torch.device, *, graphs: bool) -> None:

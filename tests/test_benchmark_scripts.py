@@ -1,7 +1,6 @@
 """The scripts beside the benchmarks run to their end, at a small size."""
 
 import json
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))  # scripts import their neighbours
+import gpu_suite  # noqa: E402
 from gpu_suite import PARTS, Part, run_part  # noqa: E402
 from vae_shapes import VAE_SHAPES  # noqa: E402
 
@@ -19,13 +19,36 @@ STAGES = {
 }  # fmt: skip
 
 
-def run(script: str, *arguments: object) -> str:
-    command = [sys.executable, str(ROOT / "benchmarks" / script), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+COUNTS = """
+import sys
+sys.argv = ["counts.py"]
+import counts
+counts.main()
+print("--- windows")
+sys.argv.append("--window")
+counts.main()
+"""
 
 
-def test_gpu_suite_measures_every_stage_and_convolution_and_writes_json(tmp_path):
-    out = run("gpu_suite.py", "--small", "-o", tmp_path / "gpu.json")
+@pytest.fixture(scope="module")
+def counted() -> list[list[list[str]]]:
+    """Cells of the two tables, of ops and of windows."""
+    run = subprocess.run(
+        [sys.executable, "-c", COUNTS], cwd=ROOT / "benchmarks", capture_output=True, text=True,
+        check=True,
+    )  # fmt: skip
+    tables = run.stdout.split("--- windows\n")
+    return [[line.strip("| ").split(" | ") for line in table.splitlines()] for table in tables]
+
+
+def test_gpu_suite_measures_every_stage_and_convolution_and_writes_json(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(sys, "argv", ["gpu_suite", "--small", "-o", str(tmp_path / "gpu.json")])
+    with pytest.raises(SystemExit) as ended:
+        gpu_suite.main()
+    out = capsys.readouterr().out
+    assert not ended.value.code, out
     result = json.loads((tmp_path / "gpu.json").read_text())
     assert result["environment"].keys() >= {"device", "torch", "date", "command"}
     assert [result[part]["exit"] for part in ("sweep", "stages")] == [0, 0]
@@ -47,24 +70,14 @@ def test_gpu_suite_says_so_when_a_part_runs_past_its_limit():
     assert outcome["exit"] is None and outcome["seconds"] < 30
 
 
-def test_counts_has_a_row_for_each_op_with_one_launch():
-    rows = [line.split(" | ") for line in run("counts.py").splitlines()[2:]]
-    assert {row[0].strip("| ") for row in rows} >= {"frequency_update", "causal_conv3d"}
+def test_counts_has_a_row_for_each_op_with_one_launch(counted):
+    rows = counted[0][2:]
+    assert {row[0] for row in rows} >= {"frequency_update", "causal_conv3d"}
     assert {row[3] for row in rows} == {"1"}
 
 
-def test_counts_of_windows_show_what_the_engine_leaves_out():
-    rows = [line.strip("| ").split(" | ") for line in run("counts.py", "--window").splitlines()]
-    launches = {row[0]: (row[2], row[3]) for row in rows if row[1:2] == ["all"]}
+def test_counts_of_windows_show_what_the_engine_leaves_out(counted):
+    launches = {row[0]: (row[2], row[3]) for row in counted[1] if row[1:2] == ["all"]}
     assert len(launches) == 5
     assert int(launches["plain, paper"][0].replace(",", "")) > 19_000
     assert launches["engine, graphs"][1] == "5"
-
-
-def test_quality_prints_what_the_model_card_says():
-    out = run("quality.py", ROOT / "tests" / "data" / "bbb_360p_heldout.mp4")
-    card = (ROOT / "psssr_fast" / "weights" / "nano.md").read_text()
-    printed = [float(line.split(" dB")[0].split()[-1]) for line in out.splitlines()[1:]]
-    rows = re.findall(r"^\| (?:bicubic|base|the update)[^|]*\| (\d+\.\d+) \|", card, re.MULTILINE)
-    assert len(rows) == 4
-    assert printed == pytest.approx([float(row) for row in rows], abs=0.02)  # other CPUs round

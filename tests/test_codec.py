@@ -33,6 +33,16 @@ def test_picture_and_latents_both_matter_to_the_decoder():
     assert not torch.allclose(decoded, codec.decode(latents, other_condition))
 
 
+def test_the_drafts_pictures_have_a_drawer_of_their_own():
+    codec = trained()
+    latents, condition = codec.encode(torch.rand(2, 3, 2, 32, 32) * 2 - 1)
+    base, drafts = (codec.decode(latents, condition, [flag] * 2) for flag in (False, True))
+    assert torch.equal(base, codec.decode(latents, condition))
+    assert not torch.allclose(base, drafts)
+    mixed = codec.decode(latents, condition, (False, True))
+    torch.testing.assert_close(mixed, torch.stack([base[0], drafts[1]]))
+
+
 @pytest.mark.parametrize("shape", [(2, 3, 3, 16, 16), (1, 3, 1, 16, 80), (1, 3, 2, 736, 752)])
 def test_frames_are_independent_whatever_the_batch_and_the_size(shape):
     codec = trained()

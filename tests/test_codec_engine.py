@@ -40,10 +40,11 @@ def test_it_errs_no_more_than_the_plain_codec(size, dtype, shape):
         assert (mine.shape, mine.dtype) == (theirs.shape, theirs.dtype)
         assert rms(mine, truth) <= slack * rms(theirs, truth)
     latents, condition = eager
-    truth = wide.decode(latents.double(), condition.double())
-    mine, theirs = fused.decode(latents, condition), low.decode(latents, condition)
-    assert (mine.shape, mine.dtype) == (theirs.shape, theirs.dtype)
-    assert rms(mine, truth) <= slack * rms(theirs, truth)
+    for drafts in ((), [True] * len(latents), [False, True][: len(latents)]):
+        truth = wide.decode(latents.double(), condition.double(), drafts)
+        mine, theirs = (one.decode(latents, condition, drafts) for one in (fused, low))
+        assert (mine.shape, mine.dtype) == (theirs.shape, theirs.dtype)
+        assert rms(mine, truth) <= slack * rms(theirs, truth)
 
 
 def test_decoding_leaves_what_it_is_given_alone():

@@ -1,5 +1,7 @@
 """The embedded model on real frames that it was never trained on."""
 
+import json
+import re
 from pathlib import Path
 
 import av
@@ -7,13 +9,16 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from cli_fixtures import Psssr
 
 from psssr_fast import Upscaler
+from psssr_fast.checkpoint import load_checkpoint
 from psssr_fast.config import Windows, settings_for
 from psssr_fast.resize import resize_frames
 
 CLIP = Path(__file__).parent / "data" / "bbb_360p_heldout.mp4"
 WEIGHTS = Path(__file__).parents[1] / "psssr_fast" / "weights" / "nano.safetensors"
+CARD = WEIGHTS.with_suffix(".md")
 
 
 @pytest.fixture(scope="module")
@@ -75,3 +80,29 @@ def test_tiles_of_a_constant_are_seamless():
 
 def test_embedded_weights_are_small_enough_to_ship():
     assert WEIGHTS.stat().st_size <= 8 * 2**20
+
+
+def test_the_card_counts_the_parameters_and_bytes_that_are_there():
+    row = re.search(r"^\| parameters \|(.*)\|$", CARD.read_text(), re.MULTILINE)[1].replace(",", "")
+    loaded = load_checkpoint("nano")
+    parts = {name: getattr(loaded, name).values() for name in ("base", "draft", "codec")}
+    counts = {name: sum(tensor.numel() for tensor in part) for name, part in parts.items()}
+    assert {name: int(re.search(rf"{name} (\d+)", row)[1]) for name in counts} == counts
+    assert int(re.match(r" (\d+):", row)[1]) == sum(counts.values())
+    assert int(re.search(r"(\d+) bytes", row)[1]) == WEIGHTS.stat().st_size
+
+
+def test_the_card_has_the_values_that_its_command_gives(capsys):
+    columns = f"| {CLIP.name}, 8 frames | bicubic | base | all steps |"
+    table = CARD.read_text().partition(columns)[2].partition("\n\n")[0].splitlines()[2:]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
+    done = Psssr(capsys)(
+        "eval", "--model", "nano", "--reference", CLIP, "--metrics", "psnr-y,ssim-y",
+        "--device", "cpu", "--dtype", "float32", "--json",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    metrics, rows = json.loads(done.out)["metrics"], []
+    for name, digits in (("psnr-y", 2), ("ssim-y", 3)):
+        mean = [metrics[name]["mean"][result] for result in ("bicubic", "base", "full")]
+        rows.append([metrics[name]["title"], *(pytest.approx(x, abs=10**-digits) for x in mean)])
+    assert [[title, *map(float, values)] for title, *values in cells] == rows

@@ -40,7 +40,7 @@ def spoil(module: torch.nn.Module, value: float, *, calls=None, wide: bool = Fal
 def inner(networks, place: str) -> torch.nn.Module:
     """A layer in the base's second block, or the codec's last."""
     if place == "codec":
-        return networks.codec.draw
+        return networks.codec.drawer.draw
     block = networks.base.blocks[1]
     return block.ffn2 if hasattr(block, "ffn2") else block.ffn[2]
 

@@ -25,7 +25,10 @@ def decoded_steps(nets, x):
     first, features = base_step(nets.base, latents, None, schedule)
     later = draft_steps(nets.draft, first.next_latents, latents, features, None, schedule, sampling)
     estimates = [step.estimate for step in (first, *later)]
-    pictures = [nets.codec.decode(z, condition)[0].transpose(0, 1) for z in estimates]
+    pictures = [
+        nets.codec.decode(z, condition, (index > 0,))[0].transpose(0, 1)
+        for index, z in enumerate(estimates)
+    ]
     return [p.clamp(-1, 1).add(1).div(2) for p in pictures]
 
 

@@ -5,6 +5,7 @@ import logging
 import threading
 import time
 import weakref
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -14,15 +15,17 @@ from cli_fixtures import Psssr, write_video
 from model_fixtures import MODELS, in_dtype, upscaler
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from psssr_fast import recovery as recoveries
 from psssr_fast.config import settings_for
 from psssr_fast.engine import fuse
-from psssr_fast.errors import OutOfMemory
+from psssr_fast.errors import NotFinite, OutOfMemory
 from psssr_fast.faults import injected
 from psssr_fast.forecast import empty_networks
 from psssr_fast.models.sizes import WAN_1_3B
 from psssr_fast.pipeline import restore_window
 from psssr_fast.recovery import Recovery, in_turns, ladder, modules_of, with_execution
 from psssr_fast.runtime.execution import Execution
+from psssr_fast.runtime.graphs import GraphCache
 from psssr_fast.runtime.memory import rehearse
 from psssr_fast.runtime.residence import Room, SharedLock
 
@@ -263,3 +266,49 @@ def test_who_sends_networks_away_waits_for_the_others_and_keeps_them_out():
     with lock.shared():
         order.append("later")
     assert order == ["shared", "shared", "alone", "alone", "later"]
+
+
+def test_where_networks_run_is_known_while_another_thread_has_sent_them_away():
+    up = upscaler()
+    for module in modules_of(up.networks):
+        module.to("meta")
+    nets = up.networks
+    assert next(nets.base.parameters()).is_meta
+    assert nets.device == replace(nets, graphs=GraphCache()).device == CPU
+    assert up.recovery().rest == CPU
+
+
+def test_graphs_that_read_networks_where_they_were_are_dropped(monkeypatch):
+    graphs = GraphCache()
+    nets = replace(MODELS["wan"](), graphs=graphs)
+    for module in modules_of(nets):
+        monkeypatch.setattr(module, "to", lambda device: None)
+    for offload, left in ((False, 1), (True, 0)):
+        graphs._entries["captured by another job"] = None
+        with recoveries._lodging(nets, Execution(offload=offload), CUDA):
+            assert len(graphs) == left
+
+
+def test_the_copy_in_float32_is_made_when_all_networks_are_at_home(monkeypatch):
+    recovery, copies = (
+        Recovery(in_dtype(MODELS["nano"](), torch.bfloat16), settings_for("paper")),
+        [],
+    )
+    recovery._device = CUDA
+    monkeypatch.setattr(
+        recoveries, "in_float32", lambda networks: copies.append(networks) or "copy"
+    )
+
+    def window(networks, picture):
+        if networks != "copy":
+            raise NotFinite("overflowed", (0,))
+        return picture
+
+    monkeypatch.setattr(recovery, "_window", window)
+    thread = threading.Thread(target=recovery.restore, args=(torch.zeros(1, 3, 8, 8),))
+    with recoveries._LODGERS.exclusive():
+        thread.start()
+        thread.join(0.2)
+        assert thread.is_alive() and copies == []
+    thread.join(10)
+    assert copies == [recovery.networks]

@@ -1,5 +1,6 @@
 """Between pictures and latents: one interface for the Wan VAE and for ``nano``'s small codec."""
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -23,8 +24,11 @@ class Codec(Protocol):
         """Latents of a picture ``[batch, 3, frames, height, width]`` in [-1, 1], and whatever the
         decoder wants to know about that picture."""
 
-    def decode(self, latents: Tensor, condition: Tensor | None) -> Tensor:
-        """The picture of ``latents``, not clamped."""
+    def decode(
+        self, latents: Tensor, condition: Tensor | None, drafts: Sequence[bool] = ()
+    ) -> Tensor:
+        """The pictures of ``latents``, not clamped; ``drafts`` says of each whether it is the
+        draft's (none is if left out), because a codec may draw the two differently."""
 
 
 class Vae(Protocol):
@@ -50,8 +54,10 @@ class WanCodec:
         """Latents ``[batch, z_dim, (frames - 1) / 4 + 1, height / 8, width / 8]``."""
         return self.vae.encode(picture, chunked=True), None
 
-    def decode(self, latents: Tensor, condition: Tensor | None) -> Tensor:
-        """The picture of ``latents``; ``condition`` is not used."""
+    def decode(
+        self, latents: Tensor, condition: Tensor | None, drafts: Sequence[bool] = ()
+    ) -> Tensor:
+        """The pictures of ``latents``; nothing else is used."""
         return self.vae.decode(latents, chunked=True)
 
 
@@ -69,13 +75,33 @@ class ResidualBlock(nn.Module):
         return x + self.conv2(F.relu(self.conv1(x)))
 
 
+class Drawer(nn.Module):
+    """The decoder of :class:`NanoCodec`: latents and features of the input to a residual."""
+
+    def __init__(self, size: CodecSize) -> None:
+        super().__init__()
+        dim = size.dim
+        self.from_latents = nn.Conv2d(size.z_dim, 4 * dim, 3, padding=1)
+        self.blocks = nn.Sequential(*(ResidualBlock(dim) for _ in range(size.decoder_blocks)))
+        self.draw = nn.Conv2d(dim, 3 * 16, 3, padding=1)
+        nn.init.zeros_(self.draw.weight)
+        nn.init.zeros_(self.draw.bias)  # type: ignore[arg-type]
+
+    def forward(self, latents: Tensor, feature: Tensor) -> Tensor:
+        """Residual of frames ``[frames, 48, height / 4, width / 4]``, unshuffled by 4."""
+        hidden = feature + F.pixel_shuffle(self.from_latents(latents), 2)
+        drawn: Tensor = self.draw(self.blocks(hidden))
+        return drawn
+
+
 class NanoCodec(nn.Module):
     """The small codec of ``nano``: every frame by itself, most of it at a quarter of its size.
 
     The encoder reads a picture (pixel-unshuffled by 4) into features and shrinks those to latents
     at an eighth. The decoder is conditioned on the features of the *resized input*: it adds the
     latents to them and draws, through a pixel-shuffle, a residual to that picture, so that a
-    decoder that has learnt nothing returns the bicubic picture.
+    decoder that has learnt nothing returns the bicubic picture. There are two of them: the base's
+    is to be true, the draft's to be sharp, and one that must be both is neither.
     """
 
     frames_multiple = 1
@@ -87,11 +113,7 @@ class NanoCodec(nn.Module):
         self.read = nn.Conv2d(3 * 16, dim, 3, padding=1)
         self.encoder = nn.Sequential(*(ResidualBlock(dim) for _ in range(size.encoder_blocks)))
         self.to_latents = nn.Conv2d(dim, size.z_dim, 4, stride=2, padding=1)
-        self.from_latents = nn.Conv2d(size.z_dim, 4 * dim, 3, padding=1)
-        self.decoder = nn.Sequential(*(ResidualBlock(dim) for _ in range(size.decoder_blocks)))
-        self.draw = nn.Conv2d(dim, 3 * 16, 3, padding=1)
-        nn.init.zeros_(self.draw.weight)
-        nn.init.zeros_(self.draw.bias)  # type: ignore[arg-type]
+        self.drawer, self.draft_drawer = Drawer(size), Drawer(size)
 
     def encode(self, picture: Tensor) -> tuple[Tensor, Tensor]:
         """Latents ``[batch, z_dim, frames, height / 8, width / 8]`` and the condition: features
@@ -106,9 +128,15 @@ class NanoCodec(nn.Module):
         condition = torch.cat(conditions).unflatten(0, (len(picture), -1))
         return torch.cat(latents).unflatten(0, (len(picture), -1)).transpose(1, 2), condition
 
-    def decode(self, latents: Tensor, condition: Tensor | None) -> Tensor:
-        """The picture ``[batch, 3, frames, height, width]`` of ``latents``, not clamped."""
+    def decode(
+        self, latents: Tensor, condition: Tensor | None, drafts: Sequence[bool] = ()
+    ) -> Tensor:
+        """The pictures ``[batch, 3, frames, height, width]`` of ``latents``, not clamped."""
         assert condition is not None
+        if len(set(drafts)) > 1:
+            each = zip(latents.split(1), condition.split(1), drafts, strict=True)
+            return torch.cat([self.decode(latent, known, (it,)) for latent, known, it in each])
+        drawer = self.draft_drawer if any(drafts) else self.drawer
         count = _group(latents, scale=8)
         pairs = zip(
             latents.transpose(1, 2).flatten(0, 1).split(count),
@@ -118,8 +146,7 @@ class NanoCodec(nn.Module):
         pictures = []
         for latent, known in pairs:
             feature, unshuffled = known.split([known.shape[1] - 48, 48], dim=1)
-            hidden = feature + F.pixel_shuffle(self.from_latents(latent), 2)
-            pictures.append(F.pixel_shuffle(unshuffled + self.draw(self.decoder(hidden)), 4))
+            pictures.append(F.pixel_shuffle(unshuffled + drawer(latent, feature), 4))
         return torch.cat(pictures).unflatten(0, (len(latents), -1)).transpose(1, 2)
 
 

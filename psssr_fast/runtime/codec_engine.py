@@ -5,6 +5,8 @@ the cache, through the operators that ``torch.compile`` would use. Everything is
 and written where the next step wants it, instead of being concatenated and brought into order.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -30,7 +32,10 @@ class FusedNanoCodec(nn.Module):
         self.codec = codec
         # Lists for our own use; the codec's are typed as any modules
         self._encoder = [_checked(block) for block in codec.encoder]
-        self._decoder = [_checked(block) for block in codec.decoder]
+        self._drawn = {
+            draft: (drawer, [_checked(block) for block in drawer.blocks])
+            for draft, drawer in ((False, codec.drawer), (True, codec.draft_drawer))
+        }
 
     def encode(self, picture: Tensor) -> tuple[Tensor, Tensor]:
         """As :meth:`NanoCodec.encode <psssr_fast.models.codec.NanoCodec.encode>`."""
@@ -53,22 +58,23 @@ class FusedNanoCodec(nn.Module):
         condition = condition.unflatten(0, (batch, -1))
         return torch.cat(latents).unflatten(0, (batch, -1)).transpose(1, 2), condition
 
-    def decode(self, latents: Tensor, condition: Tensor | None) -> Tensor:
+    def decode(
+        self, latents: Tensor, condition: Tensor | None, drafts: Sequence[bool] = ()
+    ) -> Tensor:
         """As :meth:`NanoCodec.decode <psssr_fast.models.codec.NanoCodec.decode>`."""
         assert condition is not None
-        codec, at_once, pictures = self.codec, _group(latents, scale=8), []
-        pairs = zip(
-            latents.transpose(1, 2).flatten(0, 1).split(at_once),
-            condition.flatten(0, 1).split(at_once),
-            strict=True,
-        )
-        for latent, known in pairs:
-            feature, unshuffled = _parts(known)
-            small = _convolve(latent.contiguous(memory_format=LAYOUT), codec.from_latents)
-            x = F.pixel_shuffle(small, 2).add_(feature)
-            for block in self._decoder:
-                x = _residual(x, block)
-            pictures.append(F.pixel_shuffle(_convolve(x, codec.draw).add_(unshuffled), 4))
+        pictures, at_once = [], _group(latents, scale=8)
+        for index in range(len(latents)):
+            drawer, blocks = self._drawn[bool(drafts) and drafts[index]]
+            frames = latents[index].transpose(0, 1).split(at_once)
+            for latent, known in zip(frames, condition[index].split(at_once), strict=True):
+                feature, unshuffled = _parts(known)
+                small = _convolve(latent.contiguous(memory_format=LAYOUT), drawer.from_latents)
+                x = F.pixel_shuffle(small, 2).add_(feature)
+                for block in blocks:
+                    x = _residual(x, block)
+                drawn = _convolve(x, drawer.draw).add_(unshuffled)
+                pictures.append(F.pixel_shuffle(drawn, 4))
         return torch.cat(pictures).unflatten(0, (len(latents), -1)).transpose(1, 2)
 
 

@@ -6,6 +6,7 @@ that what a window will need is not estimated from a formula but found out.
 """
 
 import weakref
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -207,8 +208,8 @@ class _Tracker(TorchDispatchMode):
                 self.stages[name] = StagePeak(before, self._stage_peak)
 
 
-class _FusedAttention(TorchFunctionMode):
-    """Attention that only makes its output and what every fused kernel keeps of the scores."""
+class InsteadOfAttention(TorchFunctionMode):
+    """Has :meth:`attend` called in place of torch's attention."""
 
     def __torch_function__(
         self,
@@ -217,9 +218,19 @@ class _FusedAttention(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        if func is not F.scaled_dot_product_attention:
-            return func(*args, **(kwargs or {}))
-        query, _, value, *_ = args
+        if func is F.scaled_dot_product_attention:
+            return self.attend(*args[:3])
+        return func(*args, **(kwargs or {}))
+
+    @abstractmethod
+    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """The result, ``[batch, heads, tokens, channels of value]``."""
+
+
+class _FusedAttention(InsteadOfAttention):
+    """Attention that only makes its output and what every fused kernel keeps of the scores."""
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         log_sums = query.new_empty(query.shape[:-1], dtype=torch.float32)  # noqa: F841 (lives on)
         batch, heads, tokens, _ = query.shape
         return query.new_empty(batch, tokens, heads, value.shape[-1]).transpose(1, 2)

@@ -15,16 +15,19 @@ from math import prod
 from typing import Any, TypeVar, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch._ops import OpOverload
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from psssr_fast.runtime.graphs import GraphCache
-from psssr_fast.runtime.memory import OUTSIDE, look_up, makes_new_tensors
+from psssr_fast.runtime.memory import (
+    OUTSIDE,
+    InsteadOfAttention,
+    look_up,
+    makes_new_tensors,
+)
 from psssr_fast.runtime.ranges import listening
 
 Outputs = TypeVar("Outputs", Tensor, tuple[Tensor, ...])
@@ -136,23 +139,14 @@ def tally(counted: Tally | None = None) -> Iterator[Tally]:
         yield counted
 
 
-class _Attention(TorchFunctionMode):
+class _Attention(InsteadOfAttention):
     """Attention as one operator, as fused kernels do it: scores are never stored."""
 
     def __init__(self, counted: Tally) -> None:
         super().__init__()
         self._counted = counted
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: object,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        if func is not F.scaled_dot_product_attention:
-            return func(*args, **(kwargs or {}))
-        query, key, value, *_ = args
+    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         batch, heads, tokens, dim = query.shape
         shape = batch, tokens, heads, value.shape[-1]
         out = torch.empty(shape, dtype=query.dtype, device=query.device).transpose(1, 2)

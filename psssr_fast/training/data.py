@@ -22,7 +22,8 @@ from psssr_fast.training.manifest import Manifest, Source, eight_bit, sha256
 from psssr_fast.training.motion import draw_path, film
 from psssr_fast.video import open_reader
 
-LONG_SIDE = 1280  # photos are reduced to this: what is left is sharp and free of sensor noise
+LONG_SIDE = 1280  # photos are shown at this size: what is left is sharp and free of sensor noise
+DETAIL = 2  # and kept at up to so many times this, for the camera to look at between pixels
 PHOTO_CACHE = 2**29  # bytes of decoded photos that a process keeps
 TRAINING, HELD_OUT = 0, 1  # streams of samples
 
@@ -37,6 +38,8 @@ class ClipShape:
         degradation: what makes the low-resolution clip; see :mod:`psssr_fast.training.degradation`.
         scale: how much smaller that is.
         wide: its width in pixels; as its height if left out.
+        margin: low-resolution pixels around a clip that are degraded and enlarged with it, then cut
+            off: without them what borders on a clip is made up, as only a frame's edge should be.
     """
 
     frames: int = 8
@@ -44,11 +47,18 @@ class ClipShape:
     degradation: str = "light"
     scale: int = 4
     wide: int | None = None
+    margin: int = 0
 
     @property
     def width(self) -> int:
         """Of a clip, in pixels."""
         return self.size if self.wide is None else self.wide
+
+    @property
+    def seen(self) -> tuple[int, int]:
+        """Height and width of what is cut out for a clip: with its margin."""
+        around = 2 * self.margin * self.scale
+        return self.size + around, self.width + around
 
 
 @dataclass(frozen=True)
@@ -112,7 +122,7 @@ class Clips(Dataset[tuple[Tensor, Tensor]]):
     def _spans(self, source: Source) -> list[tuple[int, int]]:
         """Shots that a clip fits into."""
         height, width = _reduced(source)
-        if height < self.shape.size or width < self.shape.width:
+        if height < self.shape.seen[0] or width < self.shape.seen[1]:
             return []
         needed = 1 if source.is_photo else self.shape.frames
         shots = source.shots(self.stream == HELD_OUT)
@@ -137,15 +147,16 @@ class Clips(Dataset[tuple[Tensor, Tensor]]):
         turns = draw.integer(0, 3) if shape.size == shape.width else 2 * draw.integer(0, 1)
         high = high.rot90(turns, (-2, -1)).contiguous().mul(2).sub(1)
         low = degrade(high[None], shape.degradation, draw.seed(), shape.scale)[0]
-        low = resize_frames(low.transpose(0, 1), shape.size, shape.width).transpose(0, 1)
-        return high, low.contiguous()
+        low = resize_frames(low.transpose(0, 1), *high.shape[-2:]).transpose(0, 1)
+        cut = shape.margin * shape.scale
+        inside = ..., slice(cut, cut + shape.size), slice(cut, cut + shape.width)
+        return high[inside].contiguous(), low[inside].contiguous()
 
     def _photo_clip(self, source: Source, draw: Draw) -> Tensor:
-        photo = self._photo(source)
-        height, width = photo.shape[-2:]
-        shape = self.shape
-        path = draw_path(draw, (height, width), shape.frames, (shape.size, shape.width))
-        clip = film(photo, path, shape.frames, (shape.size, shape.width))
+        photo, shape, shown = self._photo(source), self.shape, _reduced(source)
+        detail = max(photo.shape[-2:]) / max(shown)
+        path = draw_path(draw, shown, shape.frames, shape.seen, detail)
+        clip = film(photo, path, shape.frames, shape.seen, detail)
         return clip.mul(255).round().div(255)  # what a camera stores
 
     def _photo(self, source: Source) -> Tensor:
@@ -154,7 +165,7 @@ class Clips(Dataset[tuple[Tensor, Tensor]]):
             return self._photos[source.path]
         with Image.open(self._file(source)) as opened:
             picture = opened.convert("RGB")
-        height, width = _reduced(source)
+        height, width = _reduced(source, DETAIL)
         if picture.size != (width, height):
             picture = picture.resize((width, height), Image.Resampling.BOX)
         photo = torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
@@ -164,7 +175,7 @@ class Clips(Dataset[tuple[Tensor, Tensor]]):
         return photo
 
     def _cut(self, source: Source, spans: Sequence[tuple[int, int]], draw: Draw) -> Tensor:
-        frames, size, wide = self.shape.frames, self.shape.size, self.shape.width
+        frames, (size, wide) = self.shape.frames, self.shape.seen
         start, stop = spans[draw.pick([b - a - frames + 1 for a, b in spans])]
         first = draw.integer(start, stop - frames)
         y, x = draw.integer(0, source.height - size), draw.integer(0, source.width - wide)
@@ -191,9 +202,10 @@ class Clips(Dataset[tuple[Tensor, Tensor]]):
         return file
 
 
-def _reduced(source: Source) -> tuple[int, int]:
-    """Height and width as they are sampled."""
-    shrink = min(1.0, LONG_SIDE / max(source.height, source.width)) if source.is_photo else 1.0
+def _reduced(source: Source, detail: int = 1) -> tuple[int, int]:
+    """Height and width as they are sampled, or those times ``detail`` if there is as much."""
+    longest = detail * LONG_SIDE
+    shrink = min(1.0, longest / max(source.height, source.width)) if source.is_photo else 1.0
     return round(source.height * shrink), round(source.width * shrink)
 
 

@@ -95,9 +95,9 @@ def adversarial_loss(fake: Tensor) -> Tensor:
     return -fake.mean()
 
 
-def pixel_loss(picture: Tensor, truth: Tensor) -> Tensor:
-    """L2 of pictures in [-1, 1] (equation 11, without its perceptual term)."""
-    return F.mse_loss(picture, truth)
+def pixel_loss(picture: Tensor, truth: Tensor, norm: str = "l2") -> Tensor:
+    """L2 of pictures in [-1, 1] (equation 11, without its perceptual term), or ``"l1"``."""
+    return (F.mse_loss if norm == "l2" else F.l1_loss)(picture, truth)
 
 
 def perceptual_loss(picture: Tensor, truth: Tensor, lpips: nn.Module) -> Tensor:

@@ -6,6 +6,7 @@ that lower rows see a later camera (rolling shutter).
 """
 
 from dataclasses import dataclass
+from math import ceil
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +16,7 @@ from psssr_fast.training.draws import Draw
 
 SPEED = 3.0  # pixels a frame along each axis, at the most
 DRIFT = 0.15  # of that speed may be gained or lost with each frame
-ZOOM = (0.75, 1.0)  # photo pixels between two pixels of the clip: never shrunk, so never aliased
+ZOOM = (0.75, 1.0)  # how much of the view is seen: never more of it than there are pixels for
 ZOOM_SPEED = 0.008  # relative change a frame
 TURN = 0.06  # radians, standing
 TURN_SPEED = 0.01  # radians a frame
@@ -24,7 +25,7 @@ TILT_SPEED = 0.006
 EXPOSURE = (0.0, 0.6)  # of a frame's time
 ROLLING = 0.5  # of a frame's time between the first and the last row, at the most
 STILL = 0.1  # share of the clips whose camera stands
-BLURRED = 0.5  # share of the clips with exposure blur
+BLURRED = 0.3  # share of the clips with exposure blur
 ROLLED = 0.3  # share of the clips with a rolling shutter
 SUBFRAMES = 4  # moments whose mean is an exposed frame
 
@@ -34,9 +35,9 @@ class Path:
     """Where the camera is at time ``t``: ``value + speed t`` for each number.
 
     Attributes:
-        centre: of the view, photo pixels ``(x, y)``.
+        centre: of the view, ``(x, y)`` in pixels of the photo as large as it is shown.
         velocity, acceleration: of the centre, pixels a frame (a frame).
-        zoom, zoom_speed: photo pixels to a clip pixel, and its relative change a frame.
+        zoom, zoom_speed: these pixels to a clip pixel, and its relative change a frame.
         turn, turn_speed: radians.
         tilt, tilt_speed: perspective along ``(x, y)``.
         exposure: part of a frame's time that the shutter is open.
@@ -56,8 +57,17 @@ class Path:
     rolling: float = 0.0
 
 
-def draw_path(draw: Draw, photo: tuple[int, int], frames: int, size: tuple[int, int]) -> Path:
-    """A camera whose view stays inside the photo where it can; sizes are heights and widths."""
+def draw_path(
+    draw: Draw, photo: tuple[int, int], frames: int, size: tuple[int, int], detail: float = 1.0
+) -> Path:
+    """A camera whose view stays inside the photo where it can.
+
+    Args:
+        draw: decides.
+        photo: its height and width as it is shown.
+        frames, size: of the clip; height and width.
+        detail: stored pixels to a shown one; with 1 there is nothing to zoom into.
+    """
 
     def both(limit: float) -> tuple[float, float]:
         return draw.uniform(-limit, limit), draw.uniform(-limit, limit)
@@ -75,7 +85,7 @@ def draw_path(draw: Draw, photo: tuple[int, int], frames: int, size: tuple[int, 
         centre=(centre[0] - velocity[0] * middle, centre[1] - velocity[1] * middle),
         velocity=velocity,
         acceleration=acceleration,
-        zoom=draw.uniform(*ZOOM),
+        zoom=draw.uniform(max(ZOOM[0], 1 / detail), ZOOM[1]),
         zoom_speed=draw.uniform(-ZOOM_SPEED, ZOOM_SPEED) * moving,
         turn=draw.uniform(-TURN, TURN),
         turn_speed=draw.uniform(-TURN_SPEED, TURN_SPEED) * moving,
@@ -86,26 +96,27 @@ def draw_path(draw: Draw, photo: tuple[int, int], frames: int, size: tuple[int, 
     )
 
 
-def view(path: Path, times: Tensor, width: int) -> Tensor:
-    """Photo pixels ``(x, y)`` that the pixels of a view see.
+def view(path: Path, times: Tensor, width: int, fine: int = 1) -> Tensor:
+    """Photo pixels ``(x, y)``, as shown, that the pixels of a view see.
 
     Args:
         path: of the camera.
         times: of each row, in frames, ``[moments, height]``.
         width: of the view, pixels.
+        fine: so many rows and columns within each pixel are seen apart.
 
     Returns:
-        ``[moments, height, width, 2]``.
+        ``[moments, height * fine, width * fine, 2]``.
     """
-    t = times[:, :, None]
-    height = times.shape[1]
-    x = (torch.arange(width, dtype=times.dtype) - (width - 1) / 2)[None, None, :]
-    y = (torch.arange(height, dtype=times.dtype) - (height - 1) / 2)[None, :, None]
+    t = times.repeat_interleave(fine, dim=1)[:, :, None]
+    columns, rows = width * fine, times.shape[1] * fine
+    x = ((torch.arange(columns, dtype=times.dtype) - (columns - 1) / 2) / fine)[None, None, :]
+    y = ((torch.arange(rows, dtype=times.dtype) - (rows - 1) / 2) / fine)[None, :, None]
     turn = path.turn + path.turn_speed * t
     cosine, sine = turn.cos(), turn.sin()
     across, down = x * cosine - y * sine, x * sine + y * cosine
     tilt_x, tilt_y = (
-        (value + speed * t) / max(height, width)
+        (value + speed * t) / max(times.shape[1], width)
         for value, speed in zip(path.tilt, path.tilt_speed, strict=True)
     )
     scale = path.zoom * (1 + path.zoom_speed * t) / (1 + tilt_x * across + tilt_y * down)
@@ -117,7 +128,9 @@ def view(path: Path, times: Tensor, width: int) -> Tensor:
     return torch.stack(torch.broadcast_tensors(*seen), dim=-1)
 
 
-def film(photo: Tensor, path: Path, frames: int, size: tuple[int, int]) -> Tensor:
+def film(
+    photo: Tensor, path: Path, frames: int, size: tuple[int, int], detail: float = 1.0
+) -> Tensor:
     """The clip that a camera takes of a photo.
 
     Args:
@@ -125,15 +138,17 @@ def film(photo: Tensor, path: Path, frames: int, size: tuple[int, int]) -> Tenso
         path: of the camera.
         frames: of the clip.
         size: its height and width.
+        detail: pixels of ``photo`` to one as it is shown. Above 1, every pixel of the clip is the
+            mean of ``ceil(detail)`` by as many places: as sharp as pixels can be, and not aliased.
 
     Returns:
         Float ``[3, frames, *size]`` in [0, 1].
     """
-    moments = SUBFRAMES if path.exposure else 1
+    moments, fine = SUBFRAMES if path.exposure else 1, ceil(detail)
     start = torch.arange(frames)[:, None] + path.exposure * torch.arange(moments) / moments
     rows = path.rolling * torch.arange(size[0]) / size[0]
     times = start.flatten()[:, None] + rows
-    seen = view(path, times, size[1])
+    seen = (view(path, times, size[1], fine) + 0.5) * detail - 0.5
     height, width = photo.shape[-2:]
     limits, needed = torch.tensor([width, height]), torch.tensor(size[::-1])
     low = (seen.amin((0, 1, 2)).floor().long() - 3).clamp(min=0).minimum(limits - needed)
@@ -148,5 +163,7 @@ def film(photo: Tensor, path: Path, frames: int, size: tuple[int, int]) -> Tenso
         padding_mode="reflection",
         align_corners=False,
     )
+    if fine > 1:
+        x = F.avg_pool2d(x, fine)
     x = x.unflatten(0, (frames, moments)).mean(1)
     return x.clamp(0, 1).transpose(0, 1)

@@ -87,7 +87,8 @@ class Models:
         return found
 
     def make_draft(self) -> None:
-        """Prune the base into the draft: its kept blocks, and all it has outside of blocks.
+        """Prune the base into the draft: its kept blocks, and all it has outside of blocks; and let
+        a codec of ours draw the draft's picture as it draws the base's.
 
         ``fc_layers`` start as the release's do: the base's feature passes, the hidden state does
         not.
@@ -109,6 +110,9 @@ class Models:
             state[f"fc_layers.{j}.bias"] = torch.zeros(dit.dim)
         if not reference.is_meta:
             draft.load_state_dict(state)
+            if isinstance(self.codec_module, NanoCodec):  # it begins as the base's
+                drawer = self.codec_module.drawer.state_dict()
+                self.codec_module.draft_drawer.load_state_dict(drawer)
         if self.checkpointing:
             checkpoint_blocks(draft)
         self.draft = draft
@@ -151,6 +155,8 @@ def build(recipe: Recipe, device: torch.device, size: ModelSize | None = None) -
                 checkpoint_blocks(network)
     for module in models.modules().values():
         module.to(device)
+    if models.trains_codec:  # three times faster on a CPU
+        models.codec_module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     for name in ("context", "negative"):
         embedding = getattr(models, name)
         setattr(models, name, None if embedding is None else embedding.to(device))

@@ -1,5 +1,7 @@
 """LPIPS as a loss: loaded from the file that the recipe names, or without numbers."""
 
+from collections.abc import Iterable
+
 import torch
 from torch import nn
 
@@ -42,3 +44,14 @@ def open_lpips(recipe: Recipe, device: torch.device) -> Lpips | None:
             'leave the loss out with "weights": {"lpips": 0} in the recipe'
         )
     return Lpips("vgg", weights=recipe.lpips).to(device)
+
+
+def check_lpips(recipe: Recipe, stages: Iterable[str]) -> None:
+    """Find out whether the perceptual loss can be had, if one of these stages wants it.
+
+    Raises:
+        UsageError, ModelError: as :func:`open_lpips`.
+    """
+    wanting = ("draft",) if recipe.lpips_stages == "draft" else ("pixel", "draft")
+    if any(stage in wanting for stage in stages):
+        open_lpips(recipe, torch.device("cpu"))

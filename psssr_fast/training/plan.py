@@ -20,7 +20,8 @@ from psssr_fast.runtime.memory import rehearse, tensor_bytes
 from psssr_fast.training.data import Batch
 from psssr_fast.training.networks import build, checkpoint_blocks
 from psssr_fast.training.recipe import Recipe
-from psssr_fast.training.stages import Scene, Stage, open_stage
+from psssr_fast.training.scene import Scene
+from psssr_fast.training.stages import Stage, open_stage
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """The stages of training: which parameters each one changes, and by which losses."""
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -11,27 +11,14 @@ from psssr_fast.models.dit import Dit
 from psssr_fast.sampling import Step, base_step, draft_steps, make_schedule
 from psssr_fast.training import losses
 from psssr_fast.training.data import Batch
-from psssr_fast.training.draws import Draw, derived_seed
 from psssr_fast.training.lora import without_lora
 from psssr_fast.training.networks import Models, freeze_teacher
-from psssr_fast.training.perceptual import open_lpips
+from psssr_fast.training.pixels import Pixels, updated
 from psssr_fast.training.recipe import Recipe
+from psssr_fast.training.scene import Result, Scene
 
 SAMPLING = Sampling()
 UNIT_WEIGHT = 0.01  # of keeping the small codec's latents at a mean square of 1
-
-
-@dataclass
-class Result:
-    """What an objective makes of a batch.
-
-    Attributes:
-        total: what is minimised.
-        parts: each loss before its weight, for the log.
-    """
-
-    total: Tensor
-    parts: dict[str, Tensor]
 
 
 @dataclass
@@ -48,7 +35,7 @@ class Objective:
     name: str
     rate: float
     modules: dict[str, nn.Module]
-    loss: Callable[["Scene"], Result]
+    loss: Callable[[Scene], Result]
 
     @property
     def parameters(self) -> dict[str, nn.Parameter]:
@@ -59,35 +46,6 @@ class Objective:
             for name, parameter in module.named_parameters()
             if parameter.requires_grad
         }
-
-
-@dataclass
-class Scene:
-    """One batch in one step.
-
-    Attributes:
-        batch: the clips.
-        seed: of the noise of this step; every sample has its own, so that it does not matter which
-            process has it.
-        made: what earlier objectives leave for later ones.
-    """
-
-    batch: Batch
-    seed: int
-    made: dict[str, Tensor] = field(default_factory=dict)
-
-    def draws(self, salt: int) -> list[Draw]:
-        """A stream for each sample; another ``salt``, other streams."""
-        return [Draw(derived_seed(self.seed, salt, index)) for index in self.batch.indices]
-
-    def noise(self, like: Tensor, salt: int) -> Tensor:
-        """Standard normal, shaped like ``like``."""
-        return torch.stack([draw.normal(like.shape[1:]) for draw in self.draws(salt)]).to(like)
-
-    def timesteps(self, low_high: tuple[int, int], salt: int) -> Tensor:
-        """One for each sample, fp32."""
-        values = [float(draw.integer(*low_high)) for draw in self.draws(salt)]
-        return torch.tensor(values, device=self.batch.high.device)
 
 
 @dataclass
@@ -123,12 +81,12 @@ def _codec(models: Models, recipe: Recipe) -> Stage:
 
     def loss(scene: Scene) -> Result:
         latents, _ = codec.encode(scene.batch.high)
-        _, condition = codec.encode(scene.batch.low)
-        picture = codec.decode(latents, condition)
-        reconstruction = (picture - scene.batch.high).abs().mean()
+        low, condition = codec.encode(scene.batch.low)
+        reconstruction = (codec.decode(latents, condition) - scene.batch.high).abs().mean()
+        enlarged = (codec.decode(low, condition) - scene.batch.high).abs().mean()
         unit = (latents.square().mean() - 1).square()
-        parts = {"reconstruction": reconstruction, "unit": unit}
-        return Result(reconstruction + UNIT_WEIGHT * unit, parts)
+        parts = {"reconstruction": reconstruction, "enlarged": enlarged, "unit": unit}
+        return Result(reconstruction + enlarged + UNIT_WEIGHT * unit, parts)
 
     objective = Objective("codec", recipe.learning_rate, {"codec": models.codec_module}, loss)
     return Stage("codec", (objective,), ("reconstruction",))
@@ -213,40 +171,64 @@ def _discriminator(models: Models, recipe: Recipe) -> Objective:
 
 
 def _pixel(models: Models, recipe: Recipe) -> Stage:
-    """Pixel space: equation 11 on decoded crops, and latents as before."""
+    """Pixel space: equation 11 on decoded crops, and latents as before.
+
+    A codec of ours learns with the base to draw its picture; with a weight of ``known`` all of it,
+    and in every second step its own task as well.
+    """
     _train_base(models)
+    known = recipe.weights.known if models.trains_codec else 0.0
     modules: dict[str, nn.Module] = {"base": models.base}
-    if models.trains_codec:  # what reads latents may learn to read the base's
-        decoder = _decoder(models)
-        modules |= {f"codec.{name}": module for name, module in decoder.items()}
-        for module in decoder.values():
+    if models.trains_codec:
+        codec = {"codec": models.codec_module}
+        modules |= codec if known else {"codec.drawer": codec["codec"].get_submodule("drawer")}
+    for name, module in modules.items():
+        if name != "base":
             module.requires_grad_(True)
-    judge = _Pixels(models, recipe)
+    judge = Pixels(models, recipe, perceptual=recipe.lpips_stages != "draft")
 
     def loss(scene: Scene) -> Result:
-        high, low, condition = _encode(models, scene.batch)
-        estimate = base_estimate(models, low)
-        return judge(scene, estimate, condition, nn.functional.mse_loss(estimate, high))
+        informed = bool(known) and scene.draw(10).chance(0.5)
+        with torch.set_grad_enabled(informed):
+            high, _ = models.codec.encode(scene.batch.high)
+        with torch.set_grad_enabled(bool(known)):
+            low, condition = models.codec.encode(scene.batch.low)
+        estimate = base_estimate(models, low.float())
+        l2 = nn.functional.mse_loss(estimate, high.detach().float())
+        result = judge(scene, estimate, condition, l2)
+        if informed:
+            picture = models.codec.decode(high, condition)
+            result.total = result.total + UNIT_WEIGHT * (high.square().mean() - 1).square()
+            told = losses.pixel_loss(picture, scene.batch.high, recipe.pixel_norm)
+            result.total = result.total + known * told
+        return result
 
     objective = Objective("pixel", recipe.learning_rate, modules, loss)
     return Stage("pixel", (objective,), judge.falling)
 
 
 def _draft(models: Models, recipe: Recipe) -> Stage:
-    """Equation 12, on the draft's own trajectory: every step's estimate, the last one's pixels."""
+    """Equation 12, on the draft's own trajectory: every step's estimate, one step's pixels."""
     if models.draft is None:
         models.make_draft()
     assert models.draft is not None
-    models.draft.requires_grad_(True)
-    judge = _Pixels(models, recipe)
+    modules: dict[str, nn.Module] = {"draft": models.draft}
+    if models.trains_codec:
+        modules["codec.draft_drawer"] = models.codec_module.get_submodule("draft_drawer")
+    for module in modules.values():
+        module.requires_grad_(True)
+    judge = Pixels(models, recipe, perceptual=True)
 
     def loss(scene: Scene) -> Result:
         high, low, condition = _encode(models, scene.batch)
-        estimates = [step.estimate for step in draft_rollout(models, low)]
-        l2 = torch.stack([nn.functional.mse_loss(x, high) for x in estimates]).mean()
-        return judge(scene, estimates[-1], condition, l2)
+        first, steps = draft_rollout(models, low)
+        matched = [nn.functional.mse_loss(step.estimate, high) for step in steps]
+        l2 = torch.stack(matched).mean()
+        if recipe.draft_pixels == "updated":
+            return judge.updated(scene, first, steps, condition, l2)
+        return judge(scene, steps[-1].estimate, condition, l2, draft=True)
 
-    objective = Objective("draft", recipe.learning_rate, {"draft": models.draft}, loss)
+    objective = Objective("draft", recipe.learning_rate, modules, loss)
     return Stage("draft", (objective,), judge.falling)
 
 
@@ -255,74 +237,12 @@ _STAGES = {
 }  # fmt: skip
 
 
-class _Pixels:
-    """L2 of latents plus the pixel losses of a random crop of them."""
-
-    def __init__(self, models: Models, recipe: Recipe) -> None:
-        self.models, self.recipe = models, recipe
-        self.falling: tuple[str, ...] = ("l2", "pixel") if recipe.weights.pixel else ("l2",)
-        self.lpips = open_lpips(recipe, next(models.base.parameters()).device)
-
-    def __call__(
-        self, scene: Scene, estimate: Tensor, condition: Tensor | None, l2: Tensor
-    ) -> Result:
-        weights, parts = self.recipe.weights, {"l2": l2}
-        total = weights.l2 * l2
-        if weights.pixel or self.lpips is not None:
-            picture, truth = self._decoded(scene, estimate, condition)
-            parts["pixel"] = losses.pixel_loss(picture, truth)
-            total = total + weights.pixel * parts["pixel"]
-            if self.lpips is not None:
-                parts["lpips"] = losses.perceptual_loss(picture, truth, self.lpips)
-                total = total + weights.lpips * parts["lpips"]
-        return Result(total, parts)
-
-    def _decoded(
-        self, scene: Scene, estimate: Tensor, condition: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """A crop of every clip, decoded, and the truth there."""
-        codec, high = self.models.codec, scene.batch.high
-        side = min(self.recipe.crop_latents, *estimate.shape[-2:])
-        frames = min(self.recipe.crop_frames, estimate.shape[2])  # causal: the first ones
-        shown = codec.frames_multiple * (frames - 1) + 1
-        factor = high.shape[-1] // estimate.shape[-1]
-        spots = [
-            (draw.integer(0, estimate.shape[-2] - side), draw.integer(0, estimate.shape[-1] - side))
-            for draw in scene.draws(7)
-        ]
-        crop = _crop(estimate[:, :, :frames], spots, side, 1)
-        around = None
-        if condition is not None:
-            finer = condition.shape[-1] // estimate.shape[-1]
-            around = _crop(condition[:, :shown], spots, side, finer)
-        truth = _crop(high[:, :, :shown], spots, side, factor)
-        return codec.decode(crop, around), truth
-
-
-def _crop(x: Tensor, spots: Sequence[tuple[int, int]], side: int, factor: int) -> Tensor:
-    """Squares of ``side * factor`` at ``spots * factor``, one for each sample."""
-    size = side * factor
-    return torch.stack(
-        [
-            sample[..., y * factor : y * factor + size, left * factor : left * factor + size]
-            for sample, (y, left) in zip(x, spots, strict=True)
-        ]
-    )
-
-
 def _train_base(models: Models) -> None:
     names = dict(models.base.named_parameters())
     adapted = any(".lora_" in name for name in names)
     for name, parameter in names.items():
         whole = name.startswith(("patch_embedding.", "head.head."))
         parameter.requires_grad_(not adapted or whole or ".lora_" in name)
-
-
-def _decoder(models: Models) -> dict[str, nn.Module]:
-    """The modules of the small codec that only its decoder uses."""
-    children = dict(models.codec_module.named_children())
-    reading = {"read", "encoder", "to_latents"}
-    return {name: module for name, module in children.items() if name not in reading}
 
 
 def _encode(models: Models, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -343,13 +263,28 @@ def base_estimate(models: Models, low: Tensor) -> Tensor:
     return step.estimate
 
 
-def draft_rollout(models: Models, low: Tensor) -> list[Step]:
-    """All steps of the draft after a fixed base's."""
+def draft_rollout(models: Models, low: Tensor) -> tuple[Step, list[Step]]:
+    """A fixed base's step, and all steps of the draft after it."""
     assert models.draft is not None
     schedule, context = make_schedule(SAMPLING), _context(models, len(low))
     with torch.no_grad():
         first, features = base_step(models.base, low, context, schedule)
-    return draft_steps(models.draft, first.next_latents, low, features, context, schedule, SAMPLING)
+    latents = first.next_latents
+    return first, draft_steps(models.draft, latents, low, features, context, schedule, SAMPLING)
+
+
+def drawn(models: Models, recipe: Recipe, stage: str, batch: Batch) -> Tensor:
+    """What a stage has learnt so far: the pictures of a batch, fp32."""
+    codec = models.codec
+    low, condition = codec.encode(batch.low)
+    if stage == "draft":
+        first, steps = draft_rollout(models, low.float())
+        sharp = codec.decode(steps[-1].estimate, condition, [True] * len(low)).float()
+        own = recipe.draft_pixels == "own"
+        return sharp if own else updated(codec.decode(first.estimate, condition), sharp)
+    codecs = stage == "codec"
+    latents = codec.encode(batch.high)[0] if codecs else base_estimate(models, low.float())
+    return codec.decode(latents, condition).float()
 
 
 def _denoiser(models: Models, context: Tensor | None) -> losses.Denoiser:

@@ -16,15 +16,15 @@ from psssr_fast.training.data import HELD_OUT, Batch, Clips, batches
 from psssr_fast.training.draws import derived_seed
 from psssr_fast.training.manifest import Manifest, write_manifest
 from psssr_fast.training.networks import Models, freeze_teacher
+from psssr_fast.training.perceptual import check_lpips
 from psssr_fast.training.processes import Processes
 from psssr_fast.training.recipe import STAGES, Recipe, to_json
 from psssr_fast.training.report import append_line, cut_log, plot, psnr, save_strip
+from psssr_fast.training.scene import Scene
 from psssr_fast.training.stages import (
     Objective,
-    Scene,
     Stage,
-    base_estimate,
-    draft_rollout,
+    drawn,
     open_stage,
     stages_of,
 )
@@ -39,7 +39,7 @@ from psssr_fast.training.state import (
     save_state,
 )
 
-BETAS = (0.9, 0.999)
+BETA1 = 0.9
 STRIP_CLIPS = 3
 Note = Callable[[str], None]
 
@@ -93,8 +93,9 @@ class Trainer:
             InputError: nothing to train on.
             OutputError: the folder cannot be written.
         """
-        state = self._open_folder(resume)
         names = stages_of(self.recipe, self.models, asked)
+        check_lpips(self.recipe, names)  # rather now than when its stage begins
+        state = self._open_folder(resume)
         done = 0 if state is None else STAGES.index(state.place.stage)
         if state is not None:
             self._restore_models(state)
@@ -113,7 +114,8 @@ class Trainer:
             raise UsageError(
                 f"{self.folder}: holds a run already; go on with --resume, or choose another folder"
             )
-        if theirs is not None and (changed := differences(ours, theirs)):
+        changed = [] if theirs is None else differences(ours, theirs)
+        if changed and changed != ["lpips"]:  # a path: where its weights are does not matter
             raise UsageError(
                 f"{self.folder}: its run has another recipe ({', '.join(changed)}); choose another "
                 "folder, or the recipe of its recipe.json"
@@ -180,8 +182,8 @@ class Trainer:
 
     def _optimizer(self, objective: Objective) -> AdamW:
         rate, decay = objective.rate, self.recipe.weight_decay
-        parameters = list(objective.parameters.values())
-        return AdamW(parameters, lr=rate, betas=BETAS, weight_decay=decay)
+        parameters, betas = list(objective.parameters.values()), (BETA1, self.recipe.beta2)
+        return AdamW(parameters, lr=rate, betas=betas, weight_decay=decay)
 
     def _clips(self, stream: int = 0) -> Clips:
         cache = self.folder / "frames" if self.habits.frame_cache else None
@@ -303,16 +305,8 @@ class Trainer:
         except InputError:  # no frames were held out: a look at what is trained on
             clips = self._clips()
         batch = next(batches(clips, STRIP_CLIPS)).to(self.processes.device)
-        codec = self.models.codec
         with self._precision():
-            low, condition = codec.encode(batch.low)
-            if stage == "codec":
-                latents, _ = codec.encode(batch.high)
-            elif stage == "draft":
-                latents = draft_rollout(self.models, low.float())[-1].estimate
-            else:
-                latents = base_estimate(self.models, low.float())
-            picture = codec.decode(latents, condition).float()
+            picture = drawn(self.models, self.recipe, stage, batch)
         columns = {"input": batch.low, stage: picture, "truth": batch.high}
         save_strip(self.folder / "strips" / f"{stage}_{step:06d}.png", columns)
         return {

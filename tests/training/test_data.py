@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import av
@@ -109,6 +110,22 @@ def test_a_sample_depends_on_seed_and_index_alone(folder):
         assert high.min() >= -1 and high.max() <= 1
     repeated = Clips(manifest, SHAPE, seed=3, repeat=2)
     assert torch.equal(repeated[5][0], samples[1][0])
+
+
+def test_a_margin_shows_clips_as_a_part_of_something_larger(folder):
+    photo = make_manifest(folder, LICENCES)
+    only = type(photo)(folder, photo.sources[:1])
+    size, margin = 32, 4
+
+    def clip(shape):
+        return Clips(only, shape, 5)[2]
+
+    large = clip(replace(SHAPE, size=size + 2 * margin * 4))
+    high, low = clip(replace(SHAPE, size=size, margin=margin))
+    cut = ..., slice(16, 16 + size), slice(16, 16 + size)
+    assert torch.equal(high, large[0][cut]) and torch.equal(low, large[1][cut])
+    with pytest.raises(InputError, match="use smaller clips"):
+        Clips(only, replace(SHAPE, size=224, margin=8), 0)
 
 
 def test_clips_never_cross_a_cut_and_never_show_held_out_frames(folder, tmp_path):

@@ -16,6 +16,8 @@ from psssr_fast.training.degradation import (
     BD_SIGMA,
     BD_TAPS,
     DEGRADATIONS,
+    MIXED_LIGHT,
+    MIXED_NOISY,
     degrade,
     draw_light,
 )
@@ -149,3 +151,21 @@ def test_draws_reach_both_ends_and_keep_their_weights():
     assert [counts[i] / 5000 for i in range(3)] == pytest.approx([0.2, 0.7, 0.1], abs=0.025)
     values = [draw.uniform(-2, 3) for _ in range(5000)]
     assert -2 <= min(values) < -1.98 and 2.98 < max(values) < 3
+
+
+def test_mixed_is_made_of_the_shares_that_are_stated():
+    clip = torch.rand(1, 3, 2, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    clean = degrade(clip, "bicubic", 0)
+    kinds = Counter[str]()
+    for seed in range(200):
+        low = degrade(clip, "mixed", seed)
+        off = (low - clean).mul(127.5)
+        if torch.equal(low, clean):
+            kinds["clean"] += 1
+        elif off.square().mean().sqrt() < 6.5:  # noise alone, of at most 6 steps
+            kinds["noisy"] += 1
+        else:  # of noise like this, H.264 leaves little
+            kinds["light"] += 1
+    assert abs(kinds["light"] / 200 - MIXED_LIGHT) < 0.1
+    share = kinds["noisy"] / (kinds["noisy"] + kinds["clean"])
+    assert abs(share - MIXED_NOISY) < 0.1

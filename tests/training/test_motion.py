@@ -28,6 +28,20 @@ def test_a_standing_camera_copies_pixels():
     assert torch.equal(clip[:, 0], clip[:, 1])
 
 
+def test_detail_between_pixels_is_averaged_and_lies_where_it_did():
+    small = (torch.rand(3, 100, 120) * 255).byte()
+    large = small.repeat_interleave(2, 1).repeat_interleave(2, 2)
+    clip = film(large, Path(centre=(59.5, 49.5)), 1, SIZE, detail=2)
+    torch.testing.assert_close(clip[:, 0], small[:, 34:66, 40:80] / 255, atol=1e-5, rtol=0)
+    ramp = torch.arange(200).byte().expand(3, 160, 200).contiguous()
+    for place, detail in ((39.5, 1.6), (50.25, 2.0)):
+        clip = film(ramp, Path((place, 40), velocity=(0.5, 0)), 2, SIZE, detail) * 255
+        expected = (place + torch.arange(-19.5, 20) + 0.5) * detail - 0.5
+        # torch's bicubic is exact on ramps only at whole and half pixels: 0.04 off at the most
+        torch.testing.assert_close(clip[0, 0, 10], expected, atol=0.05, rtol=0)
+        torch.testing.assert_close(clip[0, 1, 10], expected + detail / 2, atol=0.05, rtol=0)
+
+
 def test_half_a_pixel_is_the_mean_of_two_on_a_ramp():
     ramp = torch.arange(200).byte().expand(3, 100, 200).contiguous()
     clip = film(ramp, Path((99.5, 49.5), velocity=(0.5, 0)), 3, SIZE)[0, :, 10, :] * 255
@@ -84,8 +98,10 @@ def test_drawn_cameras_move_within_their_limits_and_mostly_inside():
     speeds = torch.tensor([path.velocity for path in paths])
     assert speeds.abs().max() <= 3 and speeds.abs().max() > 2.8
     assert 0.04 < (speeds == 0).all(1).float().mean() < 0.17  # a tenth stands
-    assert 0.3 < sum(path.exposure > 0 for path in paths) / 400 < 0.6
-    assert all(0.75 <= path.zoom <= 1 for path in paths)
+    assert 0.2 < sum(path.exposure > 0 for path in paths) / 400 < 0.36
+    assert all(path.zoom == 1 for path in paths)  # there is no detail to zoom into
+    zooms = [draw_path(Draw(s), photo, frames, (128, 128), detail=2).zoom for s in range(400)]
+    assert 0.75 <= min(zooms) < 0.77 and 0.98 < max(zooms) <= 1
     for path in paths:
         for middle, length in zip(path.centre, photo[::-1], strict=True):
             assert 64 - 30 < middle < length - 64 + 30

@@ -7,23 +7,26 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from metric_oracles import write_weights
 from PIL import Image
 from safetensors.torch import load_file
 from training_fixtures import nano_recipe
 
 from psssr_fast.checkpoint import load_checkpoint
 from psssr_fast.errors import InputError, ModelError, UsageError
+from psssr_fast.training.data import ClipShape
 from psssr_fast.training.export import export
 from psssr_fast.training.lora import merged_state
 from psssr_fast.training.manifest import make_manifest, write_manifest
 from psssr_fast.training.networks import build
 from psssr_fast.training.processes import Processes, open_processes
-from psssr_fast.training.recipe import Steps, to_json
+from psssr_fast.training.recipe import Steps, Weights, to_json
 from psssr_fast.training.report import psnr, read_log
 from psssr_fast.training.smoke import NothingLearnt, falls
 from psssr_fast.training.state import load_state
@@ -179,6 +182,28 @@ def test_folders_of_other_runs_are_refused(finished, material, tmp_path):
     (tmp_path / "states/state_000000001.safetensors").write_bytes(b"{}")
     with pytest.raises(ModelError, match="safetensors"):
         trainer(material, tmp_path).run(resume=True)
+
+
+def test_lpips_is_asked_for_before_the_first_step_and_may_move(material, tmp_path):
+    folder, weights = tmp_path / "run", Weights(vsd=0, adversarial=0, lpips=1.0)
+    one, other = (tmp_path / name / "lpips_vgg.safetensors" for name in ("a", "b"))
+    for path in (one, other):
+        path.parent.mkdir()
+        write_weights(path.parent, "vgg")
+
+    def run(lpips):
+        recipe = nano_recipe(weights=weights, lpips=lpips, lpips_frames=1, batch=1)
+        return trainer(material, folder, replace(recipe, clips=ClipShape(frames=1, size=64)))
+
+    with pytest.raises(UsageError, match="name them with --lpips FILE"):
+        run(None).run()
+    assert not folder.exists()
+    run(None).run(["codec", "pixel"])  # these do without
+    with pytest.raises(ModelError, match="nowhere"):
+        run(str(tmp_path / "nowhere")).run(["draft"], resume=True)
+    run(str(one)).run(["draft"], resume=True)
+    shutil.rmtree(folder / "states")
+    run(str(other)).run(["draft"], resume=True)
 
 
 def test_a_loss_that_is_no_number_stops_the_run(material, tmp_path):

@@ -20,7 +20,8 @@ from psssr_fast.training.manifest import Manifest, Source
 from psssr_fast.training.networks import build, checkpoint_blocks
 from psssr_fast.training.plan import plan_stage
 from psssr_fast.training.recipe import Weights, default_recipe
-from psssr_fast.training.stages import Scene, open_stage
+from psssr_fast.training.scene import Scene
+from psssr_fast.training.stages import open_stage
 from psssr_fast.weights_layout import lora_shapes
 
 CPU = torch.device("cpu")
