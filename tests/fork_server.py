@@ -5,6 +5,7 @@ Answers with the number of the process, and when it has ended with its exit code
 """
 
 import contextlib
+import gc
 import io
 import json
 import os
@@ -46,6 +47,8 @@ def serve() -> None:
     """Until there are no more requests."""
     torch.set_num_threads(1)  # threads do not come along into a fork
     warm_up()
+    gc.collect()  # decoders with threads: a fork that collected them would wait for these for ever
+    gc.freeze()
     print("ready", flush=True)
     for line in sys.stdin:
         request = json.loads(line)
