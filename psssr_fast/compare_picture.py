@@ -1,8 +1,6 @@
 """The picture of a comparison: whole frames, magnified crops, temporal profiles, with labels."""
 
-import contextlib
 import math
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from psssr_fast.compare import Comparison, Crop, Pixels, Side
 from psssr_fast.errors import OutputError, UsageError
-from psssr_fast.video.partial import partial_path
+from psssr_fast.secure_files import whole_file
 
 WIDTH = 1920
 MARGIN, GAP, PAIR_GAP = 40, 32, 5
@@ -51,16 +49,13 @@ def save_picture(path: str | Path, picture: Pixels, overwrite: bool = False) -> 
     """
     path = Path(path)
     check_picture_path(path, overwrite)
-    temporary = partial_path(path, ".png")
     try:
-        with temporary.open("wb") as file:
+        with whole_file(path, overwrite) as file:
             Image.fromarray(picture).save(file, format="PNG")
-        os.replace(temporary, path)
+    except FileExistsError as error:
+        raise _exists(path) from error
     except OSError as error:
         raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
 
 
 def check_picture_path(path: Path, overwrite: bool) -> None:
@@ -72,9 +67,13 @@ def check_picture_path(path: Path, overwrite: bool) -> None:
     if path.suffix.lower() != ".png":
         raise UsageError(f"{path}: the picture is written as PNG; end its name with .png")
     if path.exists() and not overwrite:
-        raise OutputError(f"{path}: exists already. Pass --overwrite or choose another name.")
+        raise _exists(path)
     if not path.parent.is_dir():
         raise OutputError(f"{path}: there is no folder {path.parent}. Make it first.")
+
+
+def _exists(path: Path) -> OutputError:
+    return OutputError(f"{path}: exists already. Pass --overwrite or choose another name.")
 
 
 @dataclass

@@ -19,6 +19,7 @@ from psssr_fast.config import Profile, Settings, settings_for
 from psssr_fast.engine import check_engine, fuse
 from psssr_fast.errors import InputError
 from psssr_fast.jobs.computing import describe_computing, make_plan
+from psssr_fast.jobs.input import look_at
 from psssr_fast.jobs.job import Job, Order
 from psssr_fast.jobs.place import check_place
 from psssr_fast.live import Progress, Streaming
@@ -274,7 +275,7 @@ class Upscaler(Streaming):
             InputError, OutputError, UsageError, OutOfMemory: see :mod:`psssr_fast.errors`;
                 nothing is left at ``dst`` then.
         """
-        begin = time.monotonic()
+        begin, seen = time.monotonic(), look_at(src)
         check_place(dst, src, overwrite)
         reading = open_reader(
             src,
@@ -291,7 +292,7 @@ class Upscaler(Streaming):
             plan = make_plan(
                 dst, reader.info, size, encoder or EncoderSettings(), computing, chunk_frames
             )
-            order = Order(dst, reader, plan, overwrite, resume, lambda: recovery.warnings)
+            order = Order(dst, reader, plan, overwrite, resume, lambda: recovery.warnings, seen)
             with Job(order) as job:
                 if not job.complete:
                     self._transfer(job, size, reader.info.frames, progress, recovery)

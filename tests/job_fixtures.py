@@ -1,5 +1,6 @@
 """What the tests of jobs share: small clips, runs that can be killed, and what is left of them."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -8,20 +9,23 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
 from typing import Self
+from unittest import mock
 
 import av
 from cli_fixtures import Done, pictures, write_silence
 
 from psssr_fast.config import Windows, settings_for
+from psssr_fast.faults import injected
 from psssr_fast.jobs.computing import make_plan
+from psssr_fast.jobs.input import look_at
 from psssr_fast.jobs.job import Job, Order
 from psssr_fast.jobs.plan import Computing
-from psssr_fast.video import EncoderSettings, Reader
+from psssr_fast.video import EncoderSettings, Reader, open_reader
 
 # Small windows: a clip of 40 frames has 14 of them, and 7 chunks.
 SMALL = (
@@ -42,12 +46,39 @@ def open_job(
     size: tuple[int, int],
     encoder: EncoderSettings | None = None,
     overwrite: bool = False,
+    resume: bool = True,
+    chunk_frames: int | None = None,
 ) -> Job:
     """The job that makes every output of the package, without networks: the caller writes its
     frames, of ``size``: width, height."""
+    seen = look_at(reader.info.path)
     settings = encoder or EncoderSettings(preset="veryfast")
-    plan = make_plan(output, reader.info, size[::-1], settings, _NOTHING)
-    return Job(Order(output, reader, plan, overwrite))
+    plan = make_plan(output, reader.info, size[::-1], settings, _NOTHING, chunk_frames)
+    return Job(Order(output, reader, plan, overwrite, resume, seen=seen))
+
+
+def copy_video(source: Path, output: Path, overwrite: bool = False, resume: bool = True) -> Job:
+    """Run a whole job without networks, in chunks of 6 frames: its pictures are the input's."""
+    with open_reader(source) as reader, contextlib.ExitStack() as stack:
+        size = (reader.info.width, reader.info.height)
+        job = open_job(output, reader, size, None, overwrite, resume, 6)
+        stack.enter_context(job)
+        if not job.complete:
+            for index, frame in enumerate(job.frames(), job.start):
+                if index >= job.first:
+                    job.write(frame)
+        job.finish()
+    return job
+
+
+@contextlib.contextmanager
+def meanwhile(point: str, act: Callable[[], None], number: int = 1) -> Iterator[None]:
+    """Have ``act`` happen when the job passes a point for the ``number``-th time."""
+    with (
+        mock.patch.dict("psssr_fast.faults._ACTIONS", {"int": act}),
+        injected(f"{point}:{number}:int"),
+    ):
+        yield
 
 
 def write_clip(

@@ -1,70 +1,111 @@
 """Chunks into one video, with everything else of the source beside them."""
 
+import contextlib
+import os
 from collections import deque
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
+from typing import Self
 
 from av.packet import Packet
 from av.video.stream import VideoStream
 
 from psssr_fast.faults import fault
 from psssr_fast.jobs.chunks import ChunkReader, Recipe, Stored, describe_encoder
-from psssr_fast.jobs.files import sync_file
+from psssr_fast.jobs.finished import MadeFile
+from psssr_fast.jobs.folder import JobFolder
 from psssr_fast.jobs.journal import Chunk
 from psssr_fast.video.muxer import Output
 
 
-def try_output(recipe: Recipe, temporary: Path) -> None:
+def try_output(recipe: Recipe, folder: JobFolder) -> None:
     """Open and close an output without frames, so that its errors come before the work.
 
     Raises:
         OutputError, UsageError, av.FFmpegError: see :class:`psssr_fast.video.muxer.Output`.
     """
-    output = Output(recipe.output, temporary, recipe.source, recipe.size, recipe.settings)
-    try:
-        output.open_encoder()
-        output.write_header()
-    finally:
-        output.discard()
-        temporary.unlink(missing_ok=True)
+    with _Temporary(folder, "try") as file:
+        output = Output(recipe.output, file.path, recipe.source, recipe.size, recipe.settings)
+        try:
+            output.open_encoder()
+            output.write_header()
+        finally:
+            output.discard()
 
 
-def assemble(recipe: Recipe, chunks: list[Chunk], folder: Path, temporary: Path) -> tuple[str, ...]:
-    """Write the video.
+def assemble(
+    recipe: Recipe, chunks: list[Chunk], folder: JobFolder
+) -> tuple[str, MadeFile, tuple[str, ...]]:
+    """Write the video, under a temporary name in the folder of the job.
 
     Args:
         recipe: how the chunks were made.
         chunks: all of them, in order.
         folder: where they are.
-        temporary: where to write.
 
     Returns:
-        What could not be carried over, one line each.
+        The temporary name; what names the file's content; and what could not be carried over, one
+        line each.
 
     Raises:
         OutputError: a chunk is damaged, or the output cannot be made.
         OSError, av.FFmpegError: it cannot be written.
     """
-    output = Output(recipe.output, temporary, recipe.source, recipe.size, recipe.settings)
-    try:
-        output.open_encoder()
-        output.write_header()
-        _mux(output, recipe, _packets(recipe, chunks, folder, output), chunks)
-        warnings = output.finish()
-    except BaseException:
-        output.discard()
-        temporary.unlink(missing_ok=True)
-        raise
-    sync_file(temporary)
-    return warnings
+    with _Temporary(folder, "output") as file:
+        output = Output(recipe.output, file.path, recipe.source, recipe.size, recipe.settings)
+        try:
+            output.open_encoder()
+            output.write_header()
+            _mux(output, recipe, _packets(recipe, chunks, folder, output), chunks)
+            warnings = output.finish()
+        except BaseException:
+            output.discard()
+            raise
+        os.fsync(file.descriptor)
+        made = MadeFile.of_video(file.descriptor)
+        file.is_kept = True
+        return file.name, made, warnings
 
 
-def _packets(recipe: Recipe, chunks: list[Chunk], folder: Path, output: Output) -> Iterator[Stored]:
+class _Temporary:
+    """A new file in the folder of a job, removed at the end unless it is kept. A context manager.
+
+    Attributes:
+        name: of the file.
+        descriptor: to reach it whatever becomes of its name.
+        path: by which FFmpeg opens the same file: through the descriptor where the system can, so
+            that it follows no link.
+        is_kept: leave the file there.
+    """
+
+    def __init__(self, folder: JobFolder, stem: str) -> None:
+        self.name, self.is_kept = f"{stem}.partial-{os.getpid()}", False
+        self._folder = folder
+        folder.unlink(self.name)
+        self.descriptor = folder.create(self.name)
+        link = Path(f"/proc/self/fd/{self.descriptor}")
+        self.path = link if link.exists() else folder.path / self.name
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.is_kept:
+            os.close(self.descriptor)
+            return
+        for drop in (lambda: os.close(self.descriptor), lambda: self._folder.unlink(self.name)):
+            with contextlib.suppress(OSError):  # it is of no use, and an error may be on its way
+                drop()
+
+
+def _packets(
+    recipe: Recipe, chunks: list[Chunk], folder: JobFolder, output: Output
+) -> Iterator[Stored]:
     encoder = describe_encoder(output.stream.codec_context)
     for chunk in chunks:
         fault("assembling")
-        yield from ChunkReader(folder / chunk.file, chunk, encoder, recipe.output)
+        yield from ChunkReader(folder, chunk, encoder, recipe.output)
 
 
 def _mux(output: Output, recipe: Recipe, packets: Iterator[Stored], chunks: list[Chunk]) -> None:

@@ -5,6 +5,7 @@ together by copying. Packets keep the integer timestamps of the input; when they
 from all timestamps together and is decided when chunks are put together.
 """
 
+import contextlib
 import hashlib
 import io
 import os
@@ -20,8 +21,9 @@ from av.video.stream import VideoStream
 
 from psssr_fast.errors import OutputError
 from psssr_fast.faults import fault
-from psssr_fast.jobs.files import sync_folder, write_all
-from psssr_fast.jobs.journal import Chunk
+from psssr_fast.jobs.files import write_all
+from psssr_fast.jobs.folder import JobFolder
+from psssr_fast.jobs.journal import Chunk, name_of
 from psssr_fast.video import EncoderSettings, Frame, VideoInfo
 from psssr_fast.video.frame_encoder import FrameEncoder, make_context
 
@@ -91,7 +93,7 @@ class ChunkWriter:
     """Encodes the frames of one chunk into a file of its own.
 
     Args:
-        folder: for the chunk.
+        folder: of the job.
         index: of the chunk.
         recipe: how it is made.
 
@@ -99,16 +101,17 @@ class ChunkWriter:
         OSError: the file cannot be written.
     """
 
-    def __init__(self, folder: Path, index: int, recipe: Recipe) -> None:
-        self._path = folder / f"chunk-{index:06}"
-        self._temporary = folder / f"chunk-{index:06}.partial-{os.getpid()}"
+    def __init__(self, folder: JobFolder, index: int, recipe: Recipe) -> None:
+        self._folder, self._name = folder, name_of(index)
+        self._temporary = f"{self._name}.partial-{os.getpid()}"
         self._index, self._output = index, recipe.output
         context = make_context(recipe.settings, recipe.source, recipe.size, recipe.output)
         self._encoder = FrameEncoder(context, recipe.settings, recipe.source, recipe.size)
         self._shown: list[int] = []  # pts of frames, in order
         self._stored: list[int] = []  # pts of packets, in order
         self._hash, self._bytes = hashlib.sha256(), 0
-        self._file = io.FileIO(self._temporary, "w")
+        folder.unlink(self._temporary)
+        self._file = io.FileIO(folder.create(self._temporary), "w")
         self._write(_MAGIC + describe_encoder(context))
 
     @property
@@ -144,13 +147,13 @@ class ChunkWriter:
         os.fsync(self._file.fileno())
         self._file.close()
         fault("chunk-synced")
-        os.replace(self._temporary, self._path)
-        sync_folder(self._path.parent)
+        self._folder.replace(self._temporary, self._name)
+        self._folder.sync()
         fault("chunk-renamed")
         rank = {pts: index for index, pts in enumerate(self._shown)}
         return Chunk(
             index=self._index,
-            file=self._path.name,
+            file=self._name,
             sha256=self._hash.hexdigest(),
             bytes=self._bytes,
             frames=len(self._shown),
@@ -160,9 +163,11 @@ class ChunkWriter:
         )
 
     def abandon(self) -> None:
-        """Drop the chunk."""
-        self._file.close()
-        self._temporary.unlink(missing_ok=True)
+        """Drop the chunk; a broken disk cannot hinder it, as an error is on its way already."""
+        with contextlib.suppress(OSError):
+            self._file.close()
+        with contextlib.suppress(OSError):
+            self._folder.unlink(self._temporary)
 
     def _store(self, packets: "Sequence[Packet[VideoStream]]") -> None:
         for packet in packets:
@@ -192,14 +197,14 @@ class ChunkReader:
     """The packets of a chunk, read back; its hash is compared when all were read.
 
     Args:
-        path: of the file.
+        folder: of the job.
         chunk: what the journal says of it.
         encoder: what :func:`describe_encoder` says of the output's encoder.
         output: for messages.
     """
 
-    def __init__(self, path: Path, chunk: Chunk, encoder: bytes, output: Path) -> None:
-        self._path, self._chunk, self._encoder, self._output = path, chunk, encoder, output
+    def __init__(self, folder: JobFolder, chunk: Chunk, encoder: bytes, output: Path) -> None:
+        self._folder, self._chunk, self._encoder, self._output = folder, chunk, encoder, output
 
     def __iter__(self) -> Iterator[Stored]:
         """Packets in the order of decoding.
@@ -207,9 +212,9 @@ class ChunkReader:
         Raises:
             OutputError: the file is not what was written.
         """
-        total = hashlib.sha256()
+        total, times = hashlib.sha256(), []
         try:
-            with self._path.open("rb") as file:
+            with os.fdopen(self._folder.open_own(self._chunk.file), "rb") as file:
 
                 def take(count: int) -> bytes:
                     content = file.read(count)
@@ -221,20 +226,22 @@ class ChunkReader:
                 if take(len(_MAGIC)) != _MAGIC or take(32) != self._encoder:
                     # Whole, but of an encoder that says something else of itself, as x265 does on
                     # another processor: without the file, the next run begins again from here.
-                    self._path.unlink()
+                    self._folder.unlink(self._chunk.file)
                     raise self._damaged()
                 for _ in range(self._chunk.frames):
-                    yield _take_packet(take)
+                    packet = _take_packet(take)
+                    times.append(packet.pts)
+                    yield packet
         except OSError as error:
             if isinstance(error, OutputError):
                 raise
             raise self._damaged() from error
-        if total.hexdigest() != self._chunk.sha256:
+        if total.hexdigest() != self._chunk.sha256 or tuple(sorted(times)) != self._chunk.pts:
             raise self._damaged()
 
     def _damaged(self) -> OutputError:
         return OutputError(
-            f"{self._output}: {self._path.name} of its unfinished job is not as it was written. "
+            f"{self._output}: {self._chunk.file} of its unfinished job is not as it was written. "
             "Run the same command again; the chunk will be made anew."
         )
 

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from psssr_fast import __version__
 from psssr_fast.config import Settings
 from psssr_fast.errors import UsageError
-from psssr_fast.jobs.plan import Computing, Plan, chunk_length, describe_source
+from psssr_fast.jobs.input import describe_source
+from psssr_fast.jobs.plan import Computing, Plan, chunk_length
 from psssr_fast.native import native_available
 from psssr_fast.pipeline import Networks
 from psssr_fast.video import EncoderSettings, VideoInfo, is_image_output

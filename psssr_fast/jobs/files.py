@@ -1,4 +1,4 @@
-"""Files that are either whole or not there, and where a job keeps them."""
+"""Where a job keeps its files, and how errors of the disk are told."""
 
 import contextlib
 import errno
@@ -11,12 +11,12 @@ from pathlib import Path
 
 import av
 
-from psssr_fast.errors import OutputError
-from psssr_fast.faults import fault
+from psssr_fast.errors import OutOfMemory, OutputError
 
 PLAN, JOURNAL, LOCK, DONE = "plan.json", "journal.jsonl", "lock", "done.json"
 _LONGEST_NAME = 255  # bytes; what nearly all file systems allow
 _FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+_NO_MEMORY = (errno.ENOMEM, errno.EAGAIN)  # EAGAIN: no more threads or processes
 
 
 def job_folder(output: str | Path) -> Path:
@@ -29,58 +29,11 @@ def job_folder(output: str | Path) -> Path:
     return path.with_name(name)
 
 
-def sync_folder(folder: Path) -> None:
-    """Make names in a folder survive a power cut, where the system can."""
-    try:
-        descriptor = os.open(folder, os.O_RDONLY)
-    except OSError:  # Windows opens no folders
-        return
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
-            raise
-    finally:
-        os.close(descriptor)
-
-
-def sync_file(path: Path) -> None:
-    """Make the content of a file survive a power cut."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-
-
 def write_all(file: io.FileIO, content: bytes) -> None:
     """Write all of ``content`` to an unbuffered file, which may take it in pieces."""
     left = memoryview(content)
     while left:
         left = left[file.write(left) or 0 :]
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a small file: it is there completely, also after a power cut, or not at all."""
-    temporary = path.with_name(f"{path.name}.partial-{os.getpid()}")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    fault(f"{path.stem}-written")
-    os.replace(temporary, path)
-    sync_folder(path.parent)
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file's content, hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def remove(path: Path) -> None:
-    """Remove a file or a folder with all that is in it, if it is there."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def readable(count: int) -> str:
@@ -100,6 +53,10 @@ def storing(output: Path, needed: Callable[[], int | None]) -> Iterator[None]:
     Args:
         output: what is being made.
         needed: how many more bytes the job needs, about; ``None`` if nothing tells.
+
+    Raises:
+        OutputError: the output cannot be written.
+        OutOfMemory: there is no memory, or no more threads, to write it with.
     """
     try:
         yield
@@ -107,6 +64,11 @@ def storing(output: Path, needed: Callable[[], int | None]) -> Iterator[None]:
         if isinstance(error, OutputError):
             raise
         reason = error.strerror or str(error)
+        if error.errno in _NO_MEMORY:
+            raise OutOfMemory(
+                f"{output}: no memory or threads left to write it: {reason}. End other programs; "
+                "the same command goes on from what is kept."
+            ) from error
         if error.errno not in _FULL:
             raise OutputError(
                 f"{output}: cannot be written: {reason}. Check the folder; the same command goes "

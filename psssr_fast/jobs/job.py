@@ -8,6 +8,7 @@ finds the last complete step and goes on from there.
 
 import contextlib
 import logging
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -19,17 +20,12 @@ from typing import Self, TypeVar
 from psssr_fast.errors import InputError, OutputError
 from psssr_fast.faults import fault
 from psssr_fast.jobs.chunks import Recipe, pin_threads
-from psssr_fast.jobs.files import (
-    JOURNAL,
-    PLAN,
-    job_folder,
-    readable,
-    sha256_of,
-    storing,
-    sync_folder,
-)
-from psssr_fast.jobs.finished import Finished, clear, is_unfinished, load_finished, sweep
+from psssr_fast.jobs.files import JOURNAL, PLAN, job_folder, readable, storing
+from psssr_fast.jobs.finished import Finished, is_unfinished, load_finished
+from psssr_fast.jobs.folder import JobFolder
+from psssr_fast.jobs.input import InputWatch, Seen, look_at
 from psssr_fast.jobs.journal import Chunk, Ending, Journal
+from psssr_fast.jobs.kept import keep_frames, keep_numbered, names_in_journal
 from psssr_fast.jobs.lock import JobLock
 from psssr_fast.jobs.plan import (
     Plan,
@@ -40,10 +36,10 @@ from psssr_fast.jobs.plan import (
     restart_frame,
     save_plan,
     settle_threads,
-    unchanged,
 )
-from psssr_fast.jobs.sinks import ImageSink, Sink, VideoSink
+from psssr_fast.jobs.sinks import ImageSink, Made, Sink, VideoSink
 from psssr_fast.jobs.space import estimate
+from psssr_fast.secure_files import Folder
 from psssr_fast.video import Frame, Reader, check_output
 
 logger = logging.getLogger(__name__)
@@ -62,6 +58,7 @@ class Order:
         overwrite: an output that is there may be replaced.
         resume: go on where an interrupted run stopped; otherwise drop what it has kept.
         notes: warnings so far about frames, one line each.
+        seen: what the input was before it was first read; ``None`` has it looked at later.
     """
 
     output: str | Path
@@ -70,6 +67,7 @@ class Order:
     overwrite: bool = False
     resume: bool = True
     notes: Callable[[], tuple[str, ...]] = tuple
+    seen: Seen | None = None
 
 
 class Job:
@@ -92,12 +90,14 @@ class Job:
         self.warnings: tuple[str, ...] = ()
         self._order, self._plan = order, order.plan
         self._output = Path(order.output)
-        self._folder = job_folder(order.output)
-        self._lock = JobLock(self._folder, self._output)
+        self._lock = JobLock(job_folder(order.output), self._output)
+        source = order.reader.info.path
+        self._input = InputWatch(source, order.plan.source, order.seen or look_at(source))
         self._stack = ExitStack()
         self._journal: Journal | None = None
         self._sink: Sink | None = None
         self._finished: Finished | None = None
+        self._earlier: frozenset[str] = frozenset()  # names of PNG frames that a job has made
         self._cuts: list[int] = []
         self._written = 0
 
@@ -117,6 +117,8 @@ class Job:
         with storing(self._output, self._needed):
             self._stack.enter_context(self._lock)
             try:
+                # The folder of the output, through which the output gets its name.
+                self._parent = self._stack.enter_context(Folder(self._lock.folder.path.parent))
                 self._look()
             except BaseException:
                 self._leave()
@@ -139,7 +141,7 @@ class Job:
         """
         chunks = tuple(self._log.chunks)
         known = (pts for chunk in chunks for pts in chunk.pts)
-        for index, frame in enumerate(self._order.reader):
+        for index, frame in enumerate(self._read()):
             self._lock.beat()
             if index < self.resumed and frame.pts != next(known):
                 raise self._changed()
@@ -147,6 +149,15 @@ class Job:
                 yield frame
         if next(known, None) is not None:
             raise self._changed()
+
+    def _read(self) -> Iterator[Frame]:
+        try:
+            yield from self._order.reader
+        except OSError as error:  # it was deleted, or lies on a disk that has gone
+            raise InputError(
+                f"{self._order.reader.info.path}: cannot be read any more: "
+                f"{error.strerror or error}. Put it back and run the same command again."
+            ) from error
 
     def noting(self, marked: "Iterator[tuple[Item, bool]]") -> "Iterator[tuple[Item, bool]]":
         """Pass on frames from :attr:`first` on, remembering which begin a scene."""
@@ -189,35 +200,54 @@ class Job:
         assert self._journal is not None, "use the job as a context manager"
         return self._journal
 
+    @property
+    def _folder(self) -> JobFolder:
+        return self._lock.folder
+
+    @property
+    def _name(self) -> str:
+        """The output's name in its folder."""
+        return Path(os.path.abspath(self._order.output)).name
+
     def _look(self) -> None:
         order, begun = self._order, is_unfinished(self._folder)
         finished = load_finished(self._folder) if order.resume else None
-        if finished is not None and finished.made(self._output):
+        if finished is not None and finished.made(self._parent, self._name):
             self._take_finished(finished)
             if self._finished is not None:
                 return
             begun = False  # what lies there is complete, and not ours to replace
+        images = self._plan.form == "images"
         if not order.resume:
-            sweep(self._folder)
+            if images:
+                self._earlier = names_in_journal(self._folder)
+            self._folder.sweep()
         # Frames of an earlier run lie where they belong already.
-        may_replace = order.overwrite or (begun and self._plan.form == "images")
-        check_output(order.output, order.reader.info.path, may_replace)
+        check_output(order.output, order.reader.info.path, order.overwrite or (begun and images))
         self._open_journal()
         self._check_chunks()
-        self._prepare(self._open_sink(may_replace))
+        self._prepare(self._open_sink())
 
     def _take_finished(self, finished: Finished) -> None:
         """An earlier run was stopped while it removed its files: do that; and maybe that is all."""
-        clear(self._folder, keep_lock=True)
+        self._clear()
         if not differences(finished.plan, adopt(self._plan, finished.plan).to_json()):
             self._finished = finished
             self.resumed = self.frames_done = finished.frames
             self.warnings = finished.warnings
 
+    def _clear(self) -> None:
+        strangers = self._folder.clear(keep_lock=True)
+        if strangers:
+            logger.warning(
+                "%s: stays, as there are files in it that no job makes: %s",
+                self._folder.path, ", ".join(strangers[:4]),
+            )  # fmt: skip
+
     def _open_journal(self) -> None:
         stored = load_plan(self._folder)
         if stored is None:
-            sweep(self._folder)
+            self._folder.sweep()
             self._plan = settle_threads(self._plan)
             stored = self._plan.to_json()
             save_plan(self._folder, stored)
@@ -231,25 +261,29 @@ class Job:
                 "the same input and options (--dtype, if it was chosen by itself) to go on, or "
                 "--restart (resume=False) to begin again."
             )
-        self._journal = Journal(self._folder / JOURNAL, digest_of(stored))
+        self._journal = Journal(self._folder, digest_of(stored), self._plan.form == "images")
 
     def _check_chunks(self) -> None:
         """Keep the chunks that are as they were written, up to the first that is not."""
         log = self._log
-        place = self._output if self._plan.form == "images" else self._folder
-        for index, chunk in enumerate(log.chunks):
-            path = place / chunk.file
-            if not path.is_file() or sha256_of(path) != chunk.sha256:
-                logger.warning("%s: %s is damaged: made anew", self._output, path.name)
-                log.cut(index)
-                break
-        sweep(self._folder, PLAN, JOURNAL, *(chunk.file for chunk in log.chunks))
+        if self._plan.form == "images":
+            self._earlier |= {chunk.file for chunk in log.chunks}
+            count = keep_frames(self._output, log.chunks, self._order.overwrite)
+        else:
+            count = keep_numbered(self._folder, log.chunks)
+        if count < len(log.chunks):
+            logger.warning("%s: %s is damaged: made anew", self._output, log.chunks[count].file)
+            log.cut(count)
+        self._folder.sweep(PLAN, JOURNAL, *(chunk.file for chunk in log.chunks))
 
-    def _open_sink(self, may_replace: bool) -> Sink:
+    def _open_sink(self) -> Sink:
         plan, done, commit = self._plan, len(self._log.chunks), self._commit
         source, size = self._order.reader.info, (plan.width, plan.height)
         if plan.form == "images":
-            self._sink = ImageSink(self._output, source, size, done, may_replace, commit)
+            overwrite = self._order.overwrite
+            self._sink = ImageSink(
+                self._output, source, size, done, overwrite, self._earlier, commit
+            )
         else:
             recipe = Recipe(self._output, pin_threads(plan.encoder), source, size)
             self._sink = VideoSink(self._folder, recipe, plan.chunk_frames, done, commit)
@@ -266,7 +300,7 @@ class Job:
         if self.resumed:
             of = "" if total is None else f" of {total}"
             logger.info("%s: going on after %d%s frames", self._output, self.resumed, of)
-        needed, free = self._needed(), shutil.disk_usage(self._folder).free
+        needed, free = self._needed(), shutil.disk_usage(self._folder.path).free
         if needed is not None and needed > free:
             logger.warning(
                 "%s: about %s more will be needed; there are %s free in %s",
@@ -287,7 +321,7 @@ class Job:
         self._sink.finish()
         if not self._log.frames:
             raise OutputError(f"{self._output}: no frame was written, so there is no video")
-        if not unchanged(self._order.reader.info.path, self._plan.source):
+        if not self._input.is_unchanged():
             raise self._changed()
         self._lock.check()
         self._log.append(Ending(self._log.frames, self._order.reader.warnings))
@@ -296,27 +330,48 @@ class Job:
     def _publish(self) -> None:
         log, sink = self._log, self._sink
         assert sink is not None and log.ending is not None
-        temporary, notes = sink.publish(log.chunks)
+        made = self._assemble(sink, log.chunks)
         fault("assembled")
         runs = {chunk.run: chunk.warnings for chunk in log.chunks}
         about_frames = [line for lines in runs.values() for line in lines]
-        lines = (*log.ending.warnings, *notes, *about_frames, *self._order.notes())
+        lines = (*log.ending.warnings, *made.warnings, *about_frames, *self._order.notes())
         self.warnings = tuple(dict.fromkeys(lines))
         self._lock.check()
-        finished = Finished.of(self._plan, log.frames, self.warnings, temporary)
+        finished = Finished.of(self._plan, log.frames, self.warnings, made.files)
         finished.save(self._folder)
         fault("noted")
-        if temporary is not None:
-            temporary.replace(self._output)
-            sync_folder(self._folder.parent)
+        if made.name:
+            self._give_name(made.name)
         fault("output-renamed")
-        clear(self._folder, keep_lock=True)
+        self._clear()
         self._finished = finished
+
+    def _assemble(self, sink: Sink, chunks: list[Chunk]) -> Made:
+        """Make the output, with the sound of the very input that the pictures come from."""
+        if not self._input.is_unchanged():
+            raise self._changed()
+        before = look_at(self._order.reader.info.path)
+        made = sink.publish(chunks)
+        if not self._input.is_untouched_since(before):
+            raise self._changed()
+        return made
+
+    def _give_name(self, temporary: str) -> None:
+        try:
+            self._folder.publish(temporary, self._parent, self._name, self._order.overwrite)
+        except FileExistsError as error:
+            raise OutputError(
+                f"{self._output}: exists already: another program has made it in the meantime. "
+                "All frames are kept: move it away, or pass --overwrite, and run the same command "
+                "again."
+            ) from error
+        self._parent.sync()
 
     def _leave(self) -> None:
         """Keep what is safe, if there is any; remove the rest."""
         if self._sink is not None:
             self._sink.abandon()
+            self._sink = None  # it holds a method of this job: a cycle, which keeps all in memory
         kept = self._journal is not None and bool(self._log.chunks) and self._finished is None
         if kept:
             total = self._order.reader.info.frames
@@ -328,7 +383,7 @@ class Job:
         elif self._journal is not None or not is_unfinished(self._folder):
             with contextlib.suppress(OSError, OutputError):  # the next run tries again
                 self._lock.check()  # nothing of a process that has taken the job over
-                clear(self._folder, keep_lock=False)
+                self._folder.clear(keep_lock=False)
         self._stack.close()
 
     def _changed(self) -> InputError:

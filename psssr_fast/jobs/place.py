@@ -1,12 +1,15 @@
 """Whether an output can be put where it is to be, an earlier run of the same job in mind."""
 
 import contextlib
+import os
 from pathlib import Path
 
 from psssr_fast.errors import OutputError
 from psssr_fast.jobs.files import job_folder
-from psssr_fast.jobs.finished import clear, is_unfinished, load_finished
+from psssr_fast.jobs.finished import is_unfinished, load_finished
+from psssr_fast.jobs.folder import JobFolder
 from psssr_fast.jobs.lock import JobLock, holder, locked
+from psssr_fast.secure_files import Folder
 from psssr_fast.video import check_output, is_image_output
 
 
@@ -18,21 +21,40 @@ def check_place(output: str | Path, source: str | Path, overwrite: bool = False)
 
     Raises:
         UsageError: unknown extension, or the output is the input.
-        OutputError: it exists, its folder is missing or read-only, or another process is making it.
+        OutputError: it exists, its folder is missing or read-only, another process is making it, or
+            what is in the place of the job's folder is not ours to use.
     """
-    folder = job_folder(output)
-    owner = holder(folder)
-    if owner is not None:
-        raise locked(output, owner)
-    begun = is_unfinished(folder)
-    if folder.is_dir() and not begun:  # stopped before its first step or after its last
-        with contextlib.suppress(OutputError, OSError), JobLock(folder, Path(output)):
-            clear(folder, keep_lock=False)
-    finished = load_finished(folder)
-    made = finished is not None and finished.made(Path(output))
+    made = begun = False
+    folder = JobFolder.find(job_folder(output))
+    if folder is not None:
+        with folder:
+            owner = holder(folder)
+            if owner is not None:
+                raise locked(output, owner)
+            begun, finished = is_unfinished(folder), load_finished(folder)
+        if not begun:  # stopped before its first step or after its last
+            _remove(output)
+        place = Path(os.path.abspath(output))
+        if finished is not None:
+            with Folder(place.parent) as parent:
+                made = finished.made(parent, place.name)
     check_output(output, source, overwrite or made or (begun and is_image_output(output)))
 
 
+def _remove(output: str | Path) -> None:
+    path = job_folder(output)
+    with contextlib.suppress(OutputError, OSError), JobLock(path, Path(output)) as lock:
+        lock.folder.clear(keep_lock=False)
+
+
 def is_being_made(output: str | Path) -> bool:
-    """Whether a job of this output was begun and not brought to its end."""
-    return is_unfinished(job_folder(output))
+    """Return whether a job of this output was begun and not brought to its end.
+
+    Raises:
+        OutputError: what is in the place of the job's folder is not ours to use.
+    """
+    folder = JobFolder.find(job_folder(output))
+    if folder is None:
+        return False
+    with folder:
+        return is_unfinished(folder)

@@ -10,34 +10,18 @@ from typing import Any
 
 from psssr_fast.config import Settings, Windows
 from psssr_fast.errors import InputError
-from psssr_fast.jobs.files import PLAN, job_folder, sha256_of, write_whole
+from psssr_fast.jobs.files import PLAN, job_folder
+from psssr_fast.jobs.folder import MAX_PLAN, JobFolder
+from psssr_fast.jobs.input import Source
 from psssr_fast.jobs.journal import canonical
 from psssr_fast.video import EncoderSettings
-from psssr_fast.video.images import is_image_source, list_images
 
 VERSION = 1
 CHUNK_FRAMES = 96  # about four seconds; every chunk begins with a key frame
 _TOLD_ONLY = frozenset({"source.name", "source.mtime_ns"})  # the content is what counts
 _SHOWN = 4  # differences in a message
-
-
-@dataclass(frozen=True)
-class Source:
-    """The input.
-
-    Attributes:
-        name: of the file or folder.
-        bytes: its size.
-        mtime_ns: when it was changed last.
-        sha256: of the file; of a folder, of the names and contents of its frames.
-        frame_rate: of a folder of frames.
-    """
-
-    name: str
-    bytes: int
-    mtime_ns: int
-    sha256: str
-    frame_rate: str
+_DEEPEST = 8  # tables within tables
+_DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
@@ -120,86 +104,83 @@ def restart_frame(frame: int, windows: Windows, cuts: tuple[int, ...] = ()) -> i
     return begin + max(0, frame - begin - windows.frames) // stride * stride
 
 
-def describe_source(path: str | Path, frame_rate: object) -> Source:
-    """Read the input once, for its hash.
-
-    Raises:
-        InputError: it cannot be read any more.
-    """
-    source = Path(path)
-    try:
-        if not is_image_source(path):
-            found = source.stat()
-            digest = sha256_of(source)
-            return Source(source.name, found.st_size, found.st_mtime_ns, digest, "")
-        files = list_images(path)
-        total = hashlib.sha256()
-        for file in files:
-            total.update(f"{os.fsencode(file.name).hex()} {sha256_of(file)}\n".encode())
-        sizes = [file.stat() for file in files]
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}. Check the file.") from error
-    size, changed = sum(s.st_size for s in sizes), max(s.st_mtime_ns for s in sizes)
-    return Source(source.name, size, changed, total.hexdigest(), str(frame_rate))
-
-
-def unchanged(path: str | Path, source: Source) -> bool:
-    """Whether the input still looks as it did when the plan was made; cheap."""
-    try:
-        files = list_images(path) if is_image_source(path) else [Path(path)]
-        found = [file.stat() for file in files]
-    except (OSError, InputError):
-        return False
-    sizes, times = [s.st_size for s in found], [s.st_mtime_ns for s in found]
-    return (sum(sizes), max(times)) == (source.bytes, source.mtime_ns)
-
-
 def digest_of(plan: dict[str, Any]) -> str:
     """What names a plan: the hash of its values."""
     return hashlib.sha256(canonical(plan)).hexdigest()
 
 
-def save_plan(folder: Path, plan: dict[str, Any]) -> None:
+def save_plan(folder: JobFolder, plan: dict[str, Any]) -> None:
     """Write a plan, with its digest, into the folder of its job."""
     content = {"sha256": digest_of(plan), "plan": plan}
-    write_whole(folder / PLAN, json.dumps(content, indent=1).encode() + b"\n")
+    folder.write_whole(PLAN, json.dumps(content).encode() + b"\n")
 
 
-def load_plan(folder: Path) -> dict[str, Any] | None:
-    """The plan of an unfinished job, ``None`` if there is none.
+def load_plan(folder: JobFolder) -> dict[str, Any] | None:
+    """Read the plan of an unfinished job; ``None`` if there is none.
+
+    Its values are only ever compared with those of another plan, and shown.
 
     Raises:
         InputError: it was changed since it was written.
+        OutputError: the file is not one of the job.
     """
-    path = folder / PLAN
-    try:
-        content = json.loads(path.read_bytes())
-        plan = content["plan"]
-        if isinstance(plan, dict) and content["sha256"] == digest_of(plan):
-            return plan
-    except FileNotFoundError:
+    stored = folder.read_own(PLAN, MAX_PLAN)
+    if stored is None:
         return None
-    except (OSError, ValueError, TypeError, KeyError):
+    try:
+        content = json.loads(stored)
+        plan = content["plan"]
+        if is_plan(plan) and content["sha256"] == digest_of(plan):
+            return plan
+    except (ValueError, TypeError, KeyError, RecursionError):
         pass
     raise InputError(
-        f"{path}: the plan of the unfinished job is damaged. Pass --restart (resume=False) to "
-        "begin again."
+        f"{folder.path / PLAN}: the plan of the unfinished job is damaged. Pass --restart "
+        "(resume=False) to begin again."
     )
 
 
+def is_plan(plan: Any) -> bool:
+    """Return whether JSON values are nested like those of a plan: tables in tables, not deep."""
+    return isinstance(plan, dict) and _depth(plan) <= _DEEPEST
+
+
+def _depth(value: Any) -> int:
+    """How deep tables and lists are nested; counted only as far as it matters."""
+    depth, level = 0, [value]
+    while level and depth <= _DEEPEST:
+        inner = [
+            v.values() if isinstance(v, dict) else v for v in level if isinstance(v, dict | list)
+        ]
+        depth, level = depth + bool(inner), [item for items in inner for item in items]
+    return depth
+
+
 def kept_dtype(output: str | Path) -> str | None:
-    """What the unfinished job of an output computes in, to go on in the same."""
-    try:
-        plan = load_plan(job_folder(output))
-        return None if plan is None else plan["computing"]["dtype"]
-    except (InputError, KeyError, TypeError):
+    """Return what the unfinished job of an output computes in, to go on in the same.
+
+    Raises:
+        OutputError: what is in the place of the job's folder is not ours to use.
+    """
+    folder = JobFolder.find(job_folder(output))
+    if folder is None:
         return None
+    with folder:
+        try:
+            plan = load_plan(folder)
+        except InputError:
+            return None
+    computing = {} if plan is None else plan.get("computing")
+    dtype = computing.get("dtype") if isinstance(computing, dict) else None
+    return dtype if dtype in _DTYPES else None
 
 
 def adopt(plan: Plan, stored: dict[str, Any]) -> Plan:
     """The plan with what was left open as the unfinished job has it: the encoder's threads."""
-    threads = stored.get("encoder", {}).get("threads")
-    if plan.encoder.threads == 0 and isinstance(threads, int) and plan.form != "images":
+    encoder = stored.get("encoder")
+    threads = encoder.get("threads") if isinstance(encoder, dict) else None
+    open_still = plan.encoder.threads == 0 and plan.form != "images"
+    if open_still and type(threads) is int and 0 < threads < 1024:
         return replace(plan, encoder=replace(plan.encoder, threads=threads))
     return plan
 

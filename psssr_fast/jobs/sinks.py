@@ -1,7 +1,9 @@
 """Where the frames of a job go: into chunks of a video, or into PNG files of their own."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -9,12 +11,30 @@ from psssr_fast.errors import OutputError
 from psssr_fast.faults import fault
 from psssr_fast.jobs.assemble import assemble, try_output
 from psssr_fast.jobs.chunks import ChunkWriter, Recipe
-from psssr_fast.jobs.files import readable, sha256_of, sync_file, sync_folder
+from psssr_fast.jobs.files import readable
+from psssr_fast.jobs.finished import MadeFile
+from psssr_fast.jobs.folder import JobFolder
 from psssr_fast.jobs.journal import Chunk
 from psssr_fast.video import Frame, VideoInfo
 from psssr_fast.video.images import ImageWriter
 
 Commit = Callable[[Chunk], None]
+
+
+@dataclass(frozen=True)
+class Made:
+    """A finished output.
+
+    Attributes:
+        files: one video, or the PNG frames.
+        warnings: what could not be carried over, one line each.
+        name: temporary name of a video in the folder of the job; empty for PNG frames, which lie
+            where they belong.
+    """
+
+    files: tuple[MadeFile, ...]
+    warnings: tuple[str, ...]
+    name: str = ""
 
 
 class Sink(Protocol):
@@ -29,11 +49,11 @@ class Sink(Protocol):
     def finish(self) -> None:
         """Commit what is left."""
 
-    def publish(self, chunks: list[Chunk]) -> tuple[Path | None, tuple[str, ...]]:
-        """Make the output of all chunks: a file to be renamed, if it is one, and warnings."""
+    def publish(self, chunks: list[Chunk]) -> Made:
+        """Make the output of all chunks."""
 
     def abandon(self) -> None:
-        """Drop the chunk that is not finished."""
+        """Drop the chunk that is not finished, and free what is open."""
 
 
 class VideoSink:
@@ -48,14 +68,14 @@ class VideoSink:
     """
 
     def __init__(
-        self, folder: Path, recipe: Recipe, chunk_frames: int, done: int, commit: Commit
+        self, folder: JobFolder, recipe: Recipe, chunk_frames: int, done: int, commit: Commit
     ) -> None:
         self._folder, self._recipe = folder, recipe
         self._chunk_frames, self._next, self._commit = chunk_frames, done, commit
         self._writer: ChunkWriter | None = None
 
     def prepare(self) -> None:
-        try_output(self._recipe, self._folder / f"try.partial-{os.getpid()}")
+        try_output(self._recipe, self._folder)
 
     def write(self, frame: Frame) -> None:
         if self._writer is None:
@@ -71,16 +91,16 @@ class VideoSink:
         self._writer, self._next = None, self._next + 1
         self._commit(chunk)
 
-    def publish(self, chunks: list[Chunk]) -> tuple[Path | None, tuple[str, ...]]:
+    def publish(self, chunks: list[Chunk]) -> Made:
         needed = sum(chunk.bytes for chunk in chunks)
-        place = os.statvfs(self._folder) if hasattr(os, "statvfs") else None
+        place = os.statvfs(self._folder.path) if hasattr(os, "statvfs") else None
         if place is not None and place.f_bavail * place.f_frsize < needed:
             raise OutputError(
                 f"{self._recipe.output}: all frames are ready, but {readable(needed)} are needed "
                 f"in {self._recipe.output.parent}. Free some space and run the same command again."
             )
-        temporary = self._folder / f"output.partial-{os.getpid()}"
-        return temporary, assemble(self._recipe, chunks, self._folder, temporary)
+        name, made, warnings = assemble(self._recipe, chunks, self._folder)
+        return Made((made,), warnings, name)
 
     def abandon(self) -> None:
         if self._writer is not None:
@@ -91,12 +111,16 @@ class VideoSink:
 class ImageSink:
     """PNG files, which are chunks of one frame that already lie where they belong.
 
+    A frame is first on the disk, then in the journal, and then gets its name. So a file that has
+    the name of a frame and is not in the journal is somebody else's.
+
     Args:
         folder: for the frames.
         source: the input, whose colours go into files of 16 bits.
         size: of them: width, height.
         done: how many are there.
-        may_replace: files of the same names may be replaced.
+        overwrite: files of the same names may be replaced.
+        replaceable: names that an earlier run has given to its frames.
         commit: is given each frame.
     """
 
@@ -106,34 +130,33 @@ class ImageSink:
         source: VideoInfo,
         size: tuple[int, int],
         done: int,
-        may_replace: bool,
+        overwrite: bool,
+        replaceable: Collection[str],
         commit: Commit,
     ) -> None:
-        self._folder, self._next, self._commit = folder, done, commit
-        self._writer = ImageWriter(folder, *size, overwrite=may_replace, source=source)
+        self._next, self._commit = done, commit
+        self._writer = ImageWriter(folder, *size, overwrite, source, replaceable)
+        self._open = ExitStack()
 
     def prepare(self) -> None:
-        with self._writer:
-            pass
-        for stray in self._folder.glob(".*.partial-*.png"):
-            stray.unlink(missing_ok=True)
+        self._open.enter_context(self._writer)
 
     def write(self, frame: Frame) -> None:
-        self._writer.write(frame)
-        path = self._folder / frame.name
-        sync_file(path)
-        sync_folder(self._folder)
-        fault("image-written")
-        end = frame.pts + (frame.duration or 1)
-        index, self._next = self._next, self._next + 1
-        digest, size = sha256_of(path), path.stat().st_size
-        self._commit(Chunk(index, frame.name, digest, size, 1, (frame.pts,), end))
+        def note(sha256: str, size: int) -> None:
+            fault("image-written")
+            end = frame.pts + (frame.duration or 1)
+            index, self._next = self._next, self._next + 1
+            self._commit(Chunk(index, frame.name, sha256, size, 1, (frame.pts,), end))
+
+        self._writer.write(frame, note)
+        fault("image-renamed")
 
     def finish(self) -> None:
         """Nothing is left: every frame was committed when it was written."""
 
-    def publish(self, chunks: list[Chunk]) -> tuple[Path | None, tuple[str, ...]]:
-        return None, self._writer.warnings
+    def publish(self, chunks: list[Chunk]) -> Made:
+        return Made(tuple(map(MadeFile.of_frame, chunks)), self._writer.warnings)
 
     def abandon(self) -> None:
-        """Nothing to drop: a frame is there completely or not at all."""
+        """Close the folder; a frame is there completely or not at all."""
+        self._open.close()

@@ -3,7 +3,6 @@
 import os
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.util import Finalize
 from pathlib import Path
@@ -16,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from psssr_fast.errors import InputError, OutputError
 from psssr_fast.resize import resize_frames
+from psssr_fast.secure_files import make_folders, whole_file
 from psssr_fast.training.degradation import degrade
 from psssr_fast.training.draws import Draw, derived_seed
 from psssr_fast.training.manifest import Manifest, Source, eight_bit, sha256
@@ -223,14 +223,9 @@ def _decode(file: Path, start: int, stop: int) -> list[np.ndarray]:
 def _store(frames: np.ndarray, path: Path) -> None:
     """Under a name of its own first: another worker may be at it too."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.stem}.{np.random.SeedSequence().entropy}.npy")
-        try:
-            np.save(temporary, frames)
-            temporary.replace(path)
-        finally:
-            with suppress(FileNotFoundError):
-                temporary.unlink()
+        make_folders(path.parent)
+        with whole_file(path, replace=True) as file:
+            np.save(file, frames)
     except OSError as error:
         raise OutputError(
             f"{path.parent}: decoded frames cannot be kept there: {error.strerror}; free "

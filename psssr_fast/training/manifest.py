@@ -18,6 +18,7 @@ from PIL import Image, UnidentifiedImageError
 from psssr_fast.config import SceneCuts
 from psssr_fast.errors import InputError, OutputError, UsageError
 from psssr_fast.scenes import find_cuts
+from psssr_fast.secure_files import whole_file
 from psssr_fast.video import Frame, open_reader
 
 SCHEMA = "psssr.manifest/1"
@@ -160,7 +161,8 @@ def write_manifest(manifest: Manifest, path: Path) -> None:
         OutputError: it cannot be written.
     """
     try:
-        path.write_text(json.dumps(manifest.to_json(), indent=1) + "\n", encoding="utf-8")
+        with whole_file(path, replace=True) as file:
+            file.write(json.dumps(manifest.to_json(), indent=1).encode() + b"\n")
     except OSError as error:
         raise OutputError(f"{path}: cannot be written: {error.strerror}") from None
 

@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from psssr_fast.errors import OutputError
+from psssr_fast.secure_files import whole_file
 
 LOG = "log.jsonl"
 PANEL = (420, 180)  # width and height of the plot of one loss
@@ -47,9 +48,8 @@ def cut_log(folder: Path, order: int) -> None:
     """Forget what was logged after a step of the whole run: it will be done again."""
     kept = [line for line in read_log(folder) if line["order"] <= order]
     text = "".join(json.dumps(line) + "\n" for line in kept)
-    temporary = folder / f".{LOG}.tmp"
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(folder / LOG)
+    with whole_file(folder / LOG, replace=True) as file:
+        file.write(text.encode())
 
 
 def plot(folder: Path) -> Path | None:

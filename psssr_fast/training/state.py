@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from psssr_fast.errors import ModelError, OutputError
+from psssr_fast.secure_files import make_folders
 from psssr_fast.training.recipe import Recipe, to_json
 from psssr_fast.weights_files import read_tensors, read_weight_file, write_weight_file
 
@@ -59,7 +60,7 @@ def save_state(
     about = {"format": FORMAT, "stage": place.stage, "step": str(place.step)}
     path = folder / f"state_{order:09d}.safetensors"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folders(folder)
         for leftover in folder.glob(".state_*.tmp"):  # of a run that was killed while it wrote
             leftover.unlink()
     except OSError as error:

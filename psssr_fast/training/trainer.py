@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 
 from psssr_fast.errors import InputError, ModelError, OutputError, UsageError
+from psssr_fast.secure_files import make_folders, whole_file
 from psssr_fast.training.data import HELD_OUT, Batch, Clips, batches
 from psssr_fast.training.draws import derived_seed
 from psssr_fast.training.manifest import Manifest, write_manifest
@@ -123,8 +124,9 @@ class Trainer:
         self.processes.wait()  # before one of them writes what the others look at
         if self.processes.rank == 0:
             try:
-                self.folder.mkdir(parents=True, exist_ok=True)
-                (self.folder / "recipe.json").write_text(ours, encoding="utf-8")
+                make_folders(self.folder)
+                with whole_file(self.folder / "recipe.json", replace=True) as file:
+                    file.write(ours.encode())
             except OSError as error:
                 raise OutputError(f"{self.folder}: cannot be written: {error.strerror}") from None
             write_manifest(self.manifest, self.folder / "manifest.json")

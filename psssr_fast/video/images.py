@@ -1,9 +1,10 @@
 """A folder of PNG frames as a video: reading and writing, lossless."""
 
 import contextlib
+import hashlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -16,14 +17,15 @@ from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
 from psssr_fast.errors import InputError, OutputError, UsageError
+from psssr_fast.secure_files import Folder, is_plain_name, open_input
 from psssr_fast.video.alpha import alpha_of
 from psssr_fast.video.color import PixelConverter, resolve, tags_of
 from psssr_fast.video.container import check_readable
 from psssr_fast.video.info import Frame, VideoInfo
 from psssr_fast.video.limits import DEFAULT_LIMITS, Limits
-from psssr_fast.video.partial import partial_path
 from psssr_fast.video.watch import lost_with
 
+PARTIAL_FRAME = ".psssr-frame.partial"  # in a folder of frames: the one that is being written
 _PATTERN = re.compile(r"%(?:0(\d))?d")
 _DIGITS = re.compile(r"(\d+)")
 
@@ -88,7 +90,8 @@ def _decode_png(file: Path, limits: Limits) -> av.VideoFrame:
     reason = "it holds no picture"
     limits.check_png(file)
     try:
-        pictures = context.decode(av.Packet(file.read_bytes()))
+        with open_input(file) as stream:
+            pictures = context.decode(av.Packet(stream.read()))
         if pictures and not pictures[0].is_corrupt:
             return pictures[0]
         if pictures:
@@ -149,7 +152,7 @@ def _depth_and_alpha(files: list[Path]) -> tuple[int, bool]:
     transparency left aside): what the headers say (PNG specification, 11.2.1)."""
     bits, alpha = 8, False
     for file in files:
-        with file.open("rb") as stream:
+        with open_input(file) as stream:
             start = stream.read(26)
         if len(start) == 26 and start[12:16] == b"IHDR":
             bits = max(bits, start[24])
@@ -232,13 +235,14 @@ class ImageWriter:
     """Writes frames as PNG files into a folder, each under its own name, each atomically.
 
     Frames written before a failure stay: they are complete files. Frames of 16 bits become PNG of
-    16 bits, frames with alpha PNG with alpha.
+    16 bits, frames with alpha PNG with alpha. A context manager.
 
     Args:
         folder: made if it does not exist; its parent must.
         width, height: of every frame, pixels.
         overwrite: replace files of the same names.
         source: the input, whose primaries and transfer go into files of 16 bits.
+        replaceable: names of frames that an earlier run has written, which may be replaced.
     """
 
     def __init__(
@@ -248,12 +252,15 @@ class ImageWriter:
         height: int,
         overwrite: bool,
         source: VideoInfo | None = None,
+        replaceable: Collection[str] = (),
     ) -> None:
-        self._folder = folder
+        self._path = folder
         self._size = (height, width)
         self._overwrite = overwrite
+        self._replaceable = frozenset(replaceable)
         self._source = source
         self._contexts: dict[str, VideoCodecContext] = {}
+        self._folder: Folder | None = None
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -265,11 +272,14 @@ class ImageWriter:
 
     def __enter__(self) -> Self:
         try:
-            self._folder.mkdir(exist_ok=True)
+            with contextlib.suppress(FileExistsError):
+                self._path.mkdir()
+            with Folder(self._path.absolute().parent) as parent:
+                parent.sync()
+            self._folder = Folder(self._path)
+            self._folder.unlink(PARTIAL_FRAME)
         except OSError as error:
-            raise OutputError(
-                f"{self._folder}: cannot make the folder: {error.strerror}"
-            ) from error
+            raise OutputError(f"{self._path}: cannot make the folder: {error.strerror}") from error
         return self
 
     def __exit__(
@@ -278,33 +288,62 @@ class ImageWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Nothing to finish: every file was finished when it was written."""
+        """Close the folder; every file was finished when it was written."""
+        if self._folder is not None:
+            self._folder.close()
+            self._folder = None
 
-    def write(self, frame: Frame) -> None:
-        """Write one frame as ``frame.name``.
+    def write(self, frame: Frame, note: Callable[[str, int], None] | None = None) -> None:
+        """Write one frame as ``frame.name``; it survives a power cut when this returns.
+
+        Args:
+            frame: to be written.
+            note: called with the file's SHA-256 and size when it is on the disk, before it gets
+                its name; so whatever has its name later is known to be ours.
 
         Raises:
-            OutputError: the file exists already, or cannot be written.
+            OutputError: the file exists already, or cannot be written; its name is no file name.
             UsageError: the frame does not have the size of the output.
         """
         if frame.pixels.shape[:2] != self._size:
             raise UsageError(
                 f"{frame.name}: frame of {frame.pixels.shape[:2]}, output of {self._size}"
             )
-        target = self._folder / frame.name
-        if target.exists() and not self._overwrite:
+        assert self._folder is not None, "use the writer as a context manager"
+        target = self._path / frame.name
+        if not is_plain_name(frame.name):
+            raise OutputError(f"{self._path}: {frame.name!r} is not the name of a file in it")
+        may_replace = self._overwrite or frame.name in self._replaceable
+        try:
+            if not may_replace and self._folder.stat(frame.name) is not None:
+                raise FileExistsError
+            self._write_partial(self._encode(frame), note)
+            self._folder.publish(PARTIAL_FRAME, self._folder, frame.name, may_replace)
+            self._folder.sync()
+        except FileExistsError as error:
             raise OutputError(
                 f"{target}: exists already. Pass --overwrite or choose another folder."
-            )
-        temporary = partial_path(target, ".png")
-        try:
-            temporary.write_bytes(self._encode(frame))
-            os.replace(temporary, target)
+            ) from error
         except OSError as error:
+            if isinstance(error, OutputError):
+                raise
             raise OutputError(f"{target}: cannot be written: {error.strerror}") from error
-        finally:
+
+    def _write_partial(self, content: bytes, note: Callable[[str, int], None] | None) -> None:
+        """Have the file on the disk under a temporary name, which stays if it was noted."""
+        assert self._folder is not None
+        self._folder.unlink(PARTIAL_FRAME)
+        try:
+            with os.fdopen(self._folder.create(PARTIAL_FRAME), "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            if note is not None:
+                note(hashlib.sha256(content).hexdigest(), len(content))
+        except BaseException:
             with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
+                self._folder.unlink(PARTIAL_FRAME)
+            raise
 
     def _encode(self, frame: Frame) -> bytes:
         deep = frame.pixels.dtype == np.uint16

@@ -4,6 +4,7 @@ A few kilobytes can ask for gigabytes: of pixels, streams, tags or frames. What 
 checked before anything of that size is made.
 """
 
+import os
 import struct
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from psssr_fast.errors import InputError, UsageError
+from psssr_fast.secure_files import open_input
 
 _TAG_BOXES = (b"udta", b"meta")  # of MP4: titles, comments, cover pictures
 _MAX_BOXES = 10_000  # looked at in one file
@@ -61,7 +63,7 @@ class Limits:
 
     def check_png(self, path: Path) -> None:
         """Raise InputError if a PNG file says that it is too large; other files pass."""
-        with path.open("rb") as file:
+        with open_input(path) as file:
             start = file.read(24)
         if len(start) == 24 and start[:8] == b"\x89PNG\r\n\x1a\n" and start[12:16] == b"IHDR":
             self.check_size(path, *struct.unpack(">II", start[16:]))
@@ -119,8 +121,8 @@ def declared_metadata(path: Path) -> int:
     FFmpeg reads these whole, several times over, before anybody can ask how many there are. Its
     Matroska demuxer has limits of its own.
     """
-    size = path.stat().st_size
-    with path.open("rb") as file:
+    with open_input(path) as file:
+        size = os.fstat(file.fileno()).st_size
         start = file.read(12)
         if start[:4] == b"RIFF":
             return _riff_tags(file, size)

@@ -34,8 +34,8 @@ def check_output(path: str | Path, source: str | Path, overwrite: bool = False) 
             f"{path}: no video format {target.suffix!r}; known: {', '.join(CONTAINERS)}. End the "
             "name with / to write a folder of PNG frames."
         )
-    if target.exists():
-        if Path(source).exists() and target.samefile(source):
+    if os.path.lexists(target):
+        if target.exists() and Path(source).exists() and target.samefile(source):
             raise UsageError(f"{path}: the output is the input. Choose another name.")
         _check_existing(target, images, overwrite)
     parent = target.parent

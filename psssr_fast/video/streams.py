@@ -11,9 +11,9 @@ from av.packet import Packet
 from av.stream import AttachmentStream, Discard, Disposition, Stream
 from av.video.stream import VideoStream
 
-from psssr_fast.errors import OutputError
+from psssr_fast.errors import InputError, OutputError
 from psssr_fast.video.carried import Expected, not_kept, tags_to_keep
-from psssr_fast.video.container import choose_stream, demux, open_media
+from psssr_fast.video.container import check_readable, choose_stream, demux, open_media
 from psssr_fast.video.info import VideoInfo
 from psssr_fast.video.limits import UNLIMITED
 
@@ -46,7 +46,7 @@ class StreamCopier:
         self._earliest = Fraction(0)
         self._latest: dict[int, int] = {}  # time of the last packet, by stream of the source
         self._fallen = 0
-        self._input: InputContainer = open_media(source.path, UNLIMITED)
+        self._input: InputContainer = _open_again(source.path)
         try:
             self._add_streams(copy_audio)
             self._copy_descriptions()
@@ -120,7 +120,7 @@ class StreamCopier:
         """Matroska has cover pictures as attached files."""
         stream.discard = Discard.all
         usual = _COVERS.get(stream.codec_context.codec.canonical_name)
-        with open_media(self._source.path, UNLIMITED) as container:
+        with _open_again(self._source.path) as container:
             chosen = container.streams[stream.index]
             packets = (packet for packet in demux(container, chosen) if packet.size)
             picture = next(packets, None)
@@ -234,6 +234,22 @@ class StreamCopier:
     def close(self) -> None:
         """Close the source."""
         self._input.close()
+
+
+def _open_again(path: Path) -> InputContainer:
+    """Open a source that was read before.
+
+    Raises:
+        InputError: it is not there any more, or has become something else.
+    """
+    try:
+        return open_media(check_readable(path), UNLIMITED)
+    except OSError as error:
+        reason = error.strerror or error
+        raise InputError(
+            f"{path}: cannot be read any more, to copy its sound: {reason}. Put it back and run "
+            "the same command again."
+        ) from error
 
 
 def _due(packet: "Packet[Stream]") -> Fraction:

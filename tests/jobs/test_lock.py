@@ -17,7 +17,17 @@ from model_fixtures import upscaler
 from psssr_fast.config import Windows, settings_for
 from psssr_fast.errors import OutputError
 from psssr_fast.jobs import lock as locks
-from psssr_fast.jobs.lock import JobLock, holder
+from psssr_fast.jobs.folder import JobFolder
+from psssr_fast.jobs.lock import JobLock
+
+
+def holder(folder):
+    """Who is at work on the job of a folder, which need not be there."""
+    found = JobFolder.find(folder)
+    if found is None:
+        return None
+    with found:
+        return locks.holder(found)
 
 
 def test_a_second_process_is_told_who_is_at_work_within_a_second(clip, tmp_path):
@@ -58,11 +68,11 @@ def test_the_lock_of_a_killed_process_is_taken_over(forks, clip, whole, tmp_path
     assert digest(tmp_path / "out.mp4") == digest(whole)
 
 
-def try_to_lock(folder, results):
+def try_to_lock(folder, results, all_have_tried):
     try:
         with JobLock(folder, folder):
-            time.sleep(0.5)
             results.put("had it")
+            all_have_tried.wait()
     except OutputError as error:
         results.put(str(error))
 
@@ -75,13 +85,15 @@ def test_of_many_processes_one_gets_it(tmp_path, monkeypatch, system_locks):
     dead = replace(JobLock(tmp_path / "job", tmp_path).owner, pid=2**22 - 1)
     (tmp_path / "job/lock").write_text(json.dumps(asdict(dead)))
     context = multiprocessing.get_context("fork")
-    results = context.Queue()
+    results, all_have_tried = context.Queue(), context.Event()
     crowd = [
-        context.Process(target=try_to_lock, args=(tmp_path / "job", results)) for _ in range(5)
+        context.Process(target=try_to_lock, args=(tmp_path / "job", results, all_have_tried))
+        for _ in range(5)
     ]
     for process in crowd:
         process.start()
-    told = [results.get(timeout=30) for _ in crowd]
+    told = [results.get(timeout=600) for _ in crowd]
+    all_have_tried.set()
     for process in crowd:
         process.join()
     if system_locks:
@@ -112,6 +124,63 @@ def test_another_machine_counts_as_alive_while_it_gives_signs_of_life(tmp_path):
     assert holder(folder) is None
     path.write_text(json.dumps(asdict(replace(elsewhere, host=locks.socket.gethostname()))))
     assert holder(folder) is None  # this machine, before it was started anew
+
+
+def test_a_sign_of_life_from_the_future_is_none(tmp_path):
+    """A clock that was wrong, or a forged time, must not keep an output locked for years."""
+    folder = tmp_path / ".out.mp4.psssr-job"
+    folder.mkdir(mode=0o700)
+    path = folder / "lock"
+    elsewhere = locks.Owner(1, 1, "another kernel", "elsewhere", "token")
+    path.write_text(json.dumps(asdict(elsewhere)))
+    future = time.time() + 366 * 86400
+    os.utime(path, (future, future))
+    assert holder(folder) is None
+    soon = time.time() + locks.SILENCE / 2  # clocks of two machines differ
+    os.utime(path, (soon, soon))
+    assert holder(folder) == elsewhere
+    with (
+        pytest.raises(
+            OutputError, match=r"If elsewhere does not run it any more, .* remove "
+        ) as error,
+        JobLock(folder, tmp_path / "out.mp4"),
+    ):
+        pass
+    assert str(path) in str(error.value), "what to remove is not said"
+    path.unlink()  # the stated way out
+    with JobLock(folder, tmp_path / "out.mp4"):
+        assert holder(folder).pid == os.getpid()
+
+
+def test_the_silence_of_another_machine_is_told_by_the_clock_of_the_disk(tmp_path, monkeypatch):
+    folder = tmp_path / "job"
+    folder.mkdir(mode=0o700)
+    elsewhere = locks.Owner(1, 1, "another kernel", "elsewhere", "token")
+    (folder / "lock").write_text(json.dumps(asdict(elsewhere)))
+    monkeypatch.setattr("time.time", lambda: 0.0)  # this machine's clock is decades behind
+    assert holder(folder) == elsewhere
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"", b"{}", b"[]", b"null", b"5", b'"text"', b"\xff\xfe", b"[" * 4000, b"{" * 4000,
+        b'{"pid":"1","started":1,"boot":"","host":"h","token":"t"}',
+        b'{"pid":1,"started":1,"boot":null,"host":"h","token":"t"}',
+        b'{"pid":1,"started":1,"boot":"b","host":["h"],"token":"t"}',
+        b'{"pid":1e99,"started":1,"boot":"b","host":"h","token":"t"}',
+        b'{"pid":99999999999999999999999,"started":1,"boot":"b","host":"h","token":"t"}',
+        b'{"pid":1,"started":1,"boot":"b","host":"\\u001b[2J","token":"t"}',
+        b'{"pid":1,"started":1,"boot":"b","host":"h","token":"t","more":1}',
+    ],
+    ids=lambda content: str(content[:30]),
+)  # fmt: skip
+def test_a_lock_that_names_nobody_is_free(tmp_path, content):
+    folder = tmp_path / "job"
+    folder.mkdir(mode=0o700)
+    (folder / "lock").write_bytes(content)
+    with JobLock(folder, tmp_path / "out.mp4") as lock:
+        assert holder(folder) == lock.owner
 
 
 def test_a_job_that_lost_its_lock_leaves_the_new_owners_files(clip, tmp_path):

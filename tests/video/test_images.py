@@ -236,17 +236,14 @@ def test_existing_pictures_are_replaced_only_when_asked(tmp_path, folder):
 
 
 def test_pictures_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
-    def full(self, data):
-        self.touch()
+    def full(descriptor):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("pathlib.Path.write_bytes", full)
     frame = Frame(np.zeros((30, 41, 3), np.uint8), 0, 1, "a.png")
-    with (
-        pytest.raises(OutputError, match=r"a\.png: cannot be written: No space left"),
-        ImageWriter(tmp_path / "out", 41, 30, overwrite=False) as writer,
-    ):
-        writer.write(frame)
+    with ImageWriter(tmp_path / "out", 41, 30, overwrite=False) as writer:
+        monkeypatch.setattr("os.fsync", full)
+        with pytest.raises(OutputError, match=r"a\.png: cannot be written: No space left"):
+            writer.write(frame)
     assert list((tmp_path / "out").iterdir()) == []
 
 

@@ -1,0 +1,346 @@
+"""Files in folders where other users may write: no link is followed, nothing is replaced unasked.
+
+A :class:`Folder` holds a descriptor, so it stays the same folder when its name is given to another
+one. Files in it are reached by plain names relative to that descriptor.
+"""
+
+import contextlib
+import ctypes
+import errno
+import functools
+import os
+import secrets
+import stat
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO, Self
+
+_NO_LINKS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+_FLAGS = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+_RENAME_NOREPLACE = 1  # of renameat2(2)
+_NO_SUCH_CALL = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EPERM)
+_AT_DESCRIPTOR = os.open in os.supports_dir_fd  # false on Windows, where paths must do
+
+
+class NotRegular(OSError):
+    """A name stands for something else than a regular file: a link, a FIFO, a device, a folder."""
+
+
+def is_plain_name(name: str) -> bool:
+    """Return whether ``name`` names a file of one folder: no path, no ``..``, no NUL."""
+    separators = {"/", "\0", os.sep, os.altsep or os.sep}
+    return name not in ("", ".", "..") and not separators & set(name)
+
+
+class Folder:
+    """An open folder, and what can be done with the names in it. A context manager.
+
+    Args:
+        path: where it is; for messages, and on systems that cannot open folders.
+        follow: whether ``path`` itself may be a link to a folder.
+
+    Raises:
+        OSError: there is no such folder, or it may not be read.
+        NotADirectoryError: ``path`` is a link and may not be one, or is no folder.
+    """
+
+    def __init__(self, path: Path, follow: bool = True) -> None:
+        self.path = path
+        self.descriptor: int | None = None
+        if _AT_DESCRIPTOR:
+            flags = os.O_RDONLY | os.O_DIRECTORY | _FLAGS | (0 if follow else os.O_NOFOLLOW)
+            self.descriptor = os.open(path, flags)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the descriptor; a second time does nothing."""
+        descriptor, self.descriptor = self.descriptor, None
+        if descriptor is not None:
+            with contextlib.suppress(OSError):  # nothing was written through it
+                os.close(descriptor)
+
+    def at(self, name: str) -> str | Path:
+        """Return what names a file for calls with ``dir_fd=folder.descriptor``.
+
+        Raises:
+            ValueError: ``name`` is no plain name.
+        """
+        if not is_plain_name(name):
+            raise ValueError(f"not the name of a file: {name!r}")
+        return name if self.descriptor is not None else self.path / name
+
+    def names(self) -> list[str]:
+        """Return the names in the folder, sorted."""
+        return sorted(os.listdir(self.path if self.descriptor is None else self.descriptor))
+
+    def stat(self, name: str) -> os.stat_result | None:
+        """Return what is known of a name, links not followed; ``None`` if nothing is there."""
+        try:
+            return os.stat(self.at(name), dir_fd=self.descriptor, follow_symlinks=False)
+        except FileNotFoundError:
+            return None
+
+    def create(self, name: str, mode: int = 0o666) -> int:
+        """Create a file that was not there, and return a descriptor to read and write it.
+
+        Raises:
+            FileExistsError: something has the name, if only a dangling link.
+        """
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | _NO_LINKS | _FLAGS
+        return os.open(self.at(name), flags, mode, dir_fd=self.descriptor)
+
+    def open_regular(self, name: str, writing: bool = False) -> int:
+        """Open a file that is there, and return its descriptor.
+
+        Args:
+            name: of the file.
+            writing: open it to read and write; then it must have no other name (hard link).
+
+        Raises:
+            NotRegular: it is no regular file, or has other names.
+            FileNotFoundError: nothing has the name.
+        """
+        before = os.stat(self.at(name), dir_fd=self.descriptor, follow_symlinks=False)
+        self._check_regular(name, before, writing)  # first: opening a device may act on it
+        flags = (os.O_RDWR if writing else os.O_RDONLY) | _NO_LINKS | _FLAGS
+        try:
+            descriptor = os.open(self.at(name), flags, dir_fd=self.descriptor)
+        except OSError as error:
+            if error.errno in (errno.ELOOP, errno.ENXIO):  # became a link or a FIFO since
+                raise NotRegular(
+                    errno.EINVAL, "is no regular file", str(self.path / name)
+                ) from None
+            raise
+        try:
+            self._check_regular(name, os.fstat(descriptor), writing)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        return descriptor
+
+    def _check_regular(self, name: str, found: os.stat_result, writing: bool) -> None:
+        reason = None
+        if not stat.S_ISREG(found.st_mode):
+            reason = f"is {_kind(found.st_mode)}, not a regular file"
+        elif writing and found.st_nlink > 1:
+            reason = "is a hard link: the same file has another name"
+        if reason is not None:
+            raise NotRegular(errno.EINVAL, reason, str(self.path / name))
+
+    def unlink(self, name: str) -> None:
+        """Remove a name, if it is there; of a link the link itself."""
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self.at(name), dir_fd=self.descriptor)
+
+    def replace(self, name: str, new: str) -> None:
+        """Give a file another name in this folder, in place of what has that name."""
+        where = self.descriptor
+        os.replace(self.at(name), self.at(new), src_dir_fd=where, dst_dir_fd=where)
+
+    def publish(self, name: str, target: "Folder", new: str, replace: bool = False) -> None:
+        """Move a finished file to its place in one step.
+
+        Args:
+            name: of the file in this folder.
+            target: folder of its place, on the same file system.
+            new: its name there.
+            replace: whether what has that name may be replaced.
+
+        Raises:
+            FileExistsError: something has that name and may not be replaced; nothing was changed.
+        """
+        here, there = self.at(name), target.at(new)
+        if replace:
+            os.replace(here, there, src_dir_fd=self.descriptor, dst_dir_fd=target.descriptor)
+        elif not _rename_new(here, self.descriptor, there, target.descriptor):
+            self._link_new(name, target, new)
+
+    def _link_new(self, name: str, target: "Folder", new: str) -> None:
+        here, there = self.at(name), target.at(new)
+        where = {"src_dir_fd": self.descriptor, "dst_dir_fd": target.descriptor}
+        try:
+            os.link(here, there, **where, follow_symlinks=False)
+        except FileExistsError:
+            raise
+        except (OSError, NotImplementedError):
+            # Neither renameat2 nor hard links (some network and flash file systems): what remains
+            # is to look just before.
+            if target.stat(new) is not None:
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), new) from None
+            os.replace(here, there, **where)
+        else:
+            self.unlink(name)
+
+    def sync(self) -> None:
+        """Make the names in the folder survive a power cut, where the system can."""
+        if self.descriptor is None:
+            return
+        try:
+            os.fsync(self.descriptor)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+                raise
+
+    def clock(self) -> float:
+        """Return the time by the clock that dates the folder's files, seconds since 1970.
+
+        Raises:
+            OSError: no file can be made there.
+        """
+        made = self._try_file()
+        if made is None:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self.path))
+        return made.st_mtime
+
+    def foreign_to(self, user: int) -> str | None:
+        """Return who else could have put files here, in words; ``None`` if it is only ``user``.
+
+        File systems that keep no owners or modes show the same ones for every file. What they show
+        for a file that this process makes counts as its own.
+        """
+        if self.descriptor is None or not hasattr(os, "geteuid"):
+            return None
+        found = os.fstat(self.descriptor)
+        if found.st_uid == user and not found.st_mode & 0o022:
+            return None
+        ours = self._try_file()
+        if ours is None or found.st_uid != ours.st_uid:
+            return f"it belongs to another user (number {found.st_uid})"
+        if found.st_mode & 0o022 and not ours.st_mode & 0o022:
+            return f"other users may write in it (mode {stat.S_IMODE(found.st_mode):03o})"
+        return None
+
+    def _try_file(self) -> os.stat_result | None:
+        name = f"try-{secrets.token_hex(8)}"
+        try:
+            descriptor = self.create(name, 0o600)
+        except OSError:
+            return None
+        try:
+            return os.fstat(descriptor)
+        finally:
+            os.close(descriptor)
+            self.unlink(name)
+
+
+def open_input(path: Path) -> BinaryIO:
+    """Open a file to read, links followed; never wait, as opening a FIFO would.
+
+    Raises:
+        NotRegular: it is no regular file.
+        OSError: it cannot be opened.
+    """
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | _FLAGS
+    descriptor = os.open(path, flags)
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(descriptor)
+        raise NotRegular(errno.EINVAL, f"it is {_kind(mode)}, not a regular file", str(path))
+    return os.fdopen(descriptor, "rb")
+
+
+def _kind(mode: int) -> str:
+    kinds: tuple[tuple[Callable[[int], bool], str], ...] = (
+        (stat.S_ISLNK, "a link"), (stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a FIFO"),
+        (stat.S_ISSOCK, "a socket"), (stat.S_ISCHR, "a device"), (stat.S_ISBLK, "a device"),
+    )  # fmt: skip
+    return next((name for test, name in kinds if test(mode)), "something else")
+
+
+@functools.cache
+def _renameat2() -> Callable[..., int] | None:
+    """The C library's ``renameat2``, where there is one."""
+    if not sys.platform.startswith("linux"):
+        return None
+    function = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if function is not None:
+        function.argtypes = (
+            ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint,
+        )  # fmt: skip
+    return function
+
+
+def _rename_new(here: str | Path, old: int | None, there: str | Path, new: int | None) -> bool:
+    """Rename without replacing; ``False`` where the system cannot, and then nothing was done."""
+    rename = _renameat2()
+    if rename is None or old is None or new is None:
+        return False
+    if rename(old, os.fsencode(here), new, os.fsencode(there), _RENAME_NOREPLACE) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in _NO_SUCH_CALL:
+        return False
+    raise OSError(number, os.strerror(number), str(there))
+
+
+@contextlib.contextmanager
+def whole_file(path: Path, replace: bool) -> Iterator[BinaryIO]:
+    """Write a file that appears under its name only when it is complete and on the disk.
+
+    Args:
+        path: where it is to be.
+        replace: whether what has that name may be replaced.
+
+    Yields:
+        A file to write to, which has another name in the same folder so far. An exception in the
+        block removes it.
+
+    Raises:
+        FileExistsError: something has the name and may not be replaced.
+        OSError: it cannot be written.
+    """
+    with Folder(path.absolute().parent) as folder:
+        if not replace and folder.stat(path.name) is not None:
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
+        temporary = f".psssr-{secrets.token_hex(8)}.partial"
+        with os.fdopen(folder.create(temporary), "w+b") as file:
+            try:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+                folder.publish(temporary, folder, path.name, replace)
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    folder.unlink(temporary)
+                raise
+        folder.sync()
+
+
+def path_to(file: BinaryIO, otherwise: Path) -> Path:
+    """Return a path by which other code can open the very file that is open here.
+
+    Args:
+        file: an open file.
+        otherwise: the path to take where the system has none for descriptors.
+    """
+    link = Path(f"/proc/self/fd/{file.fileno()}")
+    return link if link.exists() else otherwise
+
+
+def make_folders(path: Path) -> None:
+    """Make a folder and those around it that are missing; their names survive a power cut.
+
+    Raises:
+        OSError: one cannot be made, or something else has its name.
+    """
+    if path.is_dir():
+        return
+    make_folders(path.absolute().parent)
+    with contextlib.suppress(FileExistsError):
+        path.mkdir()
+    if not path.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
+    with Folder(path.absolute().parent) as parent:
+        parent.sync()

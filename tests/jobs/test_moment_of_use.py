@@ -1,0 +1,268 @@
+"""What was looked at when the job began may be something else when it is used."""
+
+import contextlib
+import os
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+from cli_fixtures import write_frames
+from job_fixtures import SMALL, copy_video, digest, journal_of, meanwhile, write_clip
+
+from psssr_fast.errors import InputError, OutOfMemory, OutputError, PsssrError
+from psssr_fast.jobs import POINTS
+from psssr_fast.jobs.files import storing
+from psssr_fast.jobs.input import look_at
+from psssr_fast.secure_files import Folder
+from psssr_fast.video import probe
+from psssr_fast.video.images import PARTIAL_FRAME
+
+BEFORE_PUBLISHING = POINTS[: POINTS.index("output-renamed")]
+VIDEO_POINTS = [point for point in BEFORE_PUBLISHING if not point.startswith("image-")]
+FRAME_POINTS = ["folder-made", "plan-renamed", "image-written", "journal-half", "journaled"]
+
+TAKES = {
+    "a file": lambda path: path.write_text("theirs"),
+    "an empty file": lambda path: path.touch(),
+    "a dangling link": lambda path: path.symlink_to("nowhere"),
+    "a folder": lambda path: path.mkdir(),
+    "a FIFO": lambda path: os.mkfifo(path),
+}
+
+
+@pytest.fixture(scope="module")
+def whole_copy(clip, tmp_path_factory) -> Path:
+    """What a copy makes that nobody disturbs."""
+    output = tmp_path_factory.mktemp("copy") / "out.mp4"
+    copy_video(clip, output)
+    return output
+
+
+@pytest.mark.parametrize("point", VIDEO_POINTS)
+@pytest.mark.parametrize("take", TAKES.values(), ids=TAKES)
+def test_an_output_that_appears_meanwhile_is_not_replaced(clip, whole_copy, tmp_path, point, take):
+    output = tmp_path / "out.mp4"
+    with (
+        meanwhile(point, lambda: take(output)),
+        pytest.raises(OutputError, match=r"exists already|not a regular file") as refusal,
+    ):
+        copy_video(clip, output)
+    assert refusal.value.exit_code == 6
+    about = output.lstat()
+    assert about.st_size in (0, 6, 7) or output.is_dir(), "it was replaced"
+    kept = journal_of(output)
+    if output.is_dir():
+        output.rmdir()
+    else:
+        output.unlink()
+    job = copy_video(clip, output)
+    assert job.resumed == sum(chunk["frames"] for chunk in kept)
+    assert digest(output) == digest(whole_copy)
+    assert [path.name for path in tmp_path.iterdir()] == ["out.mp4"]
+
+
+def test_overwrite_replaces_also_what_appears_meanwhile(clip, whole_copy, tmp_path):
+    output = tmp_path / "out.mp4"
+    with meanwhile("noted", lambda: output.write_text("theirs")):
+        copy_video(clip, output, overwrite=True)
+    assert digest(output) == digest(whole_copy)
+
+
+def test_a_link_is_replaced_and_not_what_it_names(clip, whole_copy, tmp_path):
+    (tmp_path / "precious").write_text("theirs")
+    output = tmp_path / "out.mp4"
+    output.symlink_to("precious")
+    with pytest.raises(OutputError, match="exists already"):
+        copy_video(clip, output)
+    copy_video(clip, output, overwrite=True)
+    assert (tmp_path / "precious").read_text() == "theirs"
+    assert digest(output) == digest(whole_copy)
+    assert not output.is_symlink()
+
+
+@pytest.mark.parametrize("point", FRAME_POINTS)
+@pytest.mark.parametrize("take", [TAKES["a file"], TAKES["a dangling link"]], ids=["file", "link"])
+def test_a_frame_that_appears_meanwhile_is_not_replaced(tmp_path, point, take):
+    frames, output = write_frames(tmp_path / "frames", 4), tmp_path / "out"
+    copy_video(frames, tmp_path / "whole")
+
+    def appear() -> None:
+        output.mkdir(exist_ok=True)
+        take(output / "0002.png")
+
+    number = {"image-written": 3, "journal-half": 3, "journaled": 3}.get(point, 1)
+    with (
+        meanwhile(point, appear, number),
+        pytest.raises(OutputError, match=r"exists already|holds"),
+    ):
+        copy_video(frames, output)
+    theirs = output / "0002.png"
+    assert theirs.is_symlink() or theirs.read_text() == "theirs"
+    if number == 3:  # the job has begun: without their file it goes on, with it never
+        with pytest.raises(OutputError, match="exists already"):
+            copy_video(frames, output)
+        assert theirs.is_symlink() or theirs.read_text() == "theirs"
+    theirs.unlink()
+    copy_video(frames, output)
+    assert digest(output) == digest(tmp_path / "whole")
+    assert {path.name for path in tmp_path.iterdir()} == {"frames", "whole", "out"}
+
+
+def test_restart_replaces_the_frames_of_the_first_run_and_no_others(tmp_path):
+    frames, output = write_frames(tmp_path / "frames", 4), tmp_path / "out"
+    with pytest.raises(ZeroDivisionError), meanwhile("image-renamed", lambda: 1 // 0, 2):
+        copy_video(frames, output)
+    (output / "0003.png").write_text("theirs")
+    with pytest.raises(OutputError, match=r"0003\.png: exists already"):
+        copy_video(frames, output, resume=False)
+    assert (output / "0003.png").read_text() == "theirs"
+    (output / "0003.png").unlink()
+    copy_video(frames, output, resume=False)
+    copy_video(frames, tmp_path / "whole")
+    assert digest(output) == digest(tmp_path / "whole")
+
+
+def test_a_frame_that_is_in_the_journal_gets_its_name_without_being_made_again(tmp_path):
+    frames, output = write_frames(tmp_path / "frames", 4), tmp_path / "out"
+    with pytest.raises(ZeroDivisionError), meanwhile("journaled", lambda: 1 // 0, 2):
+        copy_video(frames, output)
+    # As a kill leaves it: an exception on the way removes the file, and the frame is made anew.
+    assert not (output / PARTIAL_FRAME).exists()
+    shutil.copy(output / "0000.png", output / PARTIAL_FRAME)
+    copy_video(frames, output)
+    copy_video(frames, tmp_path / "whole")
+    assert digest(output) == digest(tmp_path / "whole")
+
+
+CHANGES = {
+    "replaced": lambda path, other: (shutil.copy2(other, "new"), os.replace("new", path)),
+    "rewritten": lambda path, other: path.write_bytes(other.read_bytes()),
+    "cut short": lambda path, other: os.truncate(path, path.stat().st_size // 2),
+    "longer": lambda path, other: path.write_bytes(path.read_bytes() + b"\0" * 9),
+    "deleted": lambda path, other: path.unlink(),
+    "a folder": lambda path, other: (path.unlink(), path.mkdir()),
+    "a FIFO": lambda path, other: (path.unlink(), os.mkfifo(path)),
+    "a dangling link": lambda path, other: (path.unlink(), path.symlink_to("nowhere")),
+}
+
+
+@pytest.mark.parametrize("point", ["plan-renamed", "journaled", "assembling", "assembled"])
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_an_input_that_changes_meanwhile_is_refused(clip, tmp_path, monkeypatch, point, change):
+    """Also if its size and its time are the old ones: the sound would be of the new file."""
+    monkeypatch.chdir(tmp_path)
+    source, other, output = Path("in.mp4"), Path("other.mp4"), tmp_path / "out.mp4"
+    shutil.copy2(clip, source)
+    about = source.stat()
+    write_clip(other, range(0, 14 * 40, 40), sounds=1, bframes=0)
+    os.truncate(other, max(about.st_size, other.stat().st_size))
+    os.truncate(other, about.st_size)
+
+    def act() -> None:
+        change(source, other)
+        if source.is_file():
+            os.utime(source, ns=(about.st_atime_ns, about.st_mtime_ns))
+
+    if point == "assembled":  # read completely, and checked
+        with meanwhile(point, act), contextlib.suppress(PsssrError):
+            copy_video(source, output)
+        assert output.exists()
+        return
+    with meanwhile(point, act), pytest.raises(InputError) as refusal:
+        copy_video(source, output)
+    assert "\n" not in str(refusal.value)
+    assert not output.exists()
+
+
+def test_an_input_of_which_only_what_is_told_changes_is_the_same(clip, whole_copy, tmp_path):
+    """A backup that makes a hard link, an indexer, a copy that replaces the file with itself."""
+    source = tmp_path / "in.mp4"
+    shutil.copy(clip, source)
+    acts = (
+        lambda: os.link(source, tmp_path / "backup"),
+        lambda: source.chmod(0o600),
+        lambda: os.utime(source),
+        lambda: (shutil.copy(source, tmp_path / "new"), os.replace(tmp_path / "new", source)),
+    )
+    for act in acts:
+        with meanwhile("journaled", act):
+            copy_video(source, tmp_path / "out.mp4")
+        assert digest(tmp_path / "out.mp4") == digest(whole_copy)
+        (tmp_path / "out.mp4").unlink()
+
+
+def test_frames_that_change_meanwhile_are_refused(tmp_path):
+    frames = write_frames(tmp_path / "frames", 4)
+    acts = (
+        lambda: (frames / "0001.png").unlink(),
+        lambda: shutil.copy(frames / "0003.png", frames / "0000.png"),
+        lambda: shutil.copy(frames / "0003.png", frames / "0004.png"),
+    )
+    for number, act in enumerate(acts):
+        with meanwhile("journaled", act, 3), pytest.raises(InputError):
+            copy_video(frames, tmp_path / f"out{number}")
+        shutil.rmtree(frames)
+        write_frames(frames, 4)
+
+
+def test_a_deleted_input_is_bad_input(forks, clip, tmp_path):
+    """Through the command line, where anything else would be called a mistake of the program."""
+    shutil.copy(clip, tmp_path / "in.mp4")
+    begun = forks("in.mp4", "-o", "out.mp4", *SMALL, folder=tmp_path, fault="journaled:1:kill")
+    assert begun.code < 0
+    (tmp_path / "in.mp4").unlink()
+    done = forks("in.mp4", "-o", "out.mp4", *SMALL, folder=tmp_path)
+    assert done.code == 3
+    assert len(journal_of(tmp_path / "out.mp4")) == 1
+
+
+@pytest.mark.parametrize("point", POINTS[POINTS.index("noted") :])
+def test_a_finished_output_is_known_by_its_content(clip, whole_copy, tmp_path, point):
+    """Also on a disk that numbers its files anew, or after a copy to another one."""
+    output = tmp_path / "out.mp4"
+    with pytest.raises(ZeroDivisionError), meanwhile(point, lambda: 1 // 0):
+        copy_video(clip, output)
+    if output.exists():
+        shutil.copy(output, tmp_path / "new")
+        os.replace(tmp_path / "new", output)
+    with contextlib.suppress(OutputError):  # nothing is left that tells whose it is
+        copy_video(clip, output)
+    assert digest(output) == digest(whole_copy)
+    assert [path.name for path in tmp_path.iterdir()] == ["out.mp4"]
+
+
+def test_an_output_that_was_changed_after_its_end_is_not_taken_for_it(clip, tmp_path):
+    output = tmp_path / "out.mp4"
+    with pytest.raises(ZeroDivisionError), meanwhile("output-renamed", lambda: 1 // 0):
+        copy_video(clip, output)
+    content = bytearray(output.read_bytes())
+    content[-1] ^= 1
+    output.write_bytes(content)
+    with pytest.raises(OutputError, match="exists already"):
+        copy_video(clip, output)
+    assert output.read_bytes() == content
+
+
+def test_no_memory_and_no_threads_are_told_from_a_broken_disk(tmp_path):
+    for number in (11, 12):  # EAGAIN, ENOMEM
+        with (
+            pytest.raises(OutOfMemory, match=r"out\.mp4: no memory or threads left") as refusal,
+            storing(tmp_path / "out.mp4", lambda: None),
+        ):
+            raise OSError(number, os.strerror(number))
+        assert refusal.value.exit_code == 5
+
+
+def test_looking_at_an_input_reads_nothing(clip, tmp_path):
+    source = tmp_path / "in.mp4"
+    shutil.copy(clip, source)
+    seen = look_at(source)
+    assert seen == look_at(source)
+    time.sleep(0.02)  # a file system's clock has ticks
+    source.chmod(0o600)
+    assert look_at(source) != seen
+    assert look_at(tmp_path / "none") is None
+    assert probe(source).frames == 14
+    with Folder(tmp_path) as folder:
+        assert folder.names() == ["in.mp4"]
