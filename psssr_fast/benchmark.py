@@ -6,6 +6,7 @@ encoding included; *cold start* is the import, the loading of the weights and th
 with all that is made or compiled on the way.
 """
 
+import os
 import statistics
 import tempfile
 from collections.abc import Callable
@@ -262,7 +263,7 @@ class _Window:
 
 
 def _has_weights(source: str) -> bool:
-    return source in EMBEDDED or source not in SIZES or Path(source).exists()
+    return source in EMBEDDED or source not in SIZES or os.path.exists(source)
 
 
 def load_upscaler(workload: Workload, size: ModelSize) -> Upscaler:

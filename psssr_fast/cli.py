@@ -1,9 +1,5 @@
 """``psssr``: the command line. Nothing heavy is imported before a verb needs it."""
 
-import contextlib
-import io
-import os
-import sys
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -21,13 +17,17 @@ from psssr_fast.commands.selftest import selftest
 from psssr_fast.commands.shell import (
     INTERRUPTED,
     OK,
+    READER_GONE,
     USAGE,
     Shell,
+    messages_to,
     print_document,
 )
+from psssr_fast.commands.streams import SafeStream, open_descriptors, safe_streams
 from psssr_fast.commands.train import train
 from psssr_fast.commands.upscale import upscale
 from psssr_fast.commands.warmup import warmup
+from psssr_fast.errors import OutputError
 
 # typer has no public name for its usage errors; this is the class, in every version.
 _TyperUsageError = typer.BadParameter.__mro__[1]
@@ -82,25 +82,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a name may be in any encoding
-    try:
-        code = _run(Shell(), arguments)
-        sys.stdout.flush()
-        return code
-    except BrokenPipeError:  # whoever read our output has gone: no reason to complain
-        with contextlib.suppress(OSError, ValueError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+    open_descriptors()
+    shell = Shell()
+    with safe_streams() as out, messages_to(shell):
+        return _conclude(shell, _run(shell, arguments), out)
 
 
 def _run(shell: Shell, arguments: Sequence[str] | None) -> int:
     command = typer.main.get_command(app)
     try:
         code = command.main(arguments, prog_name="psssr", standalone_mode=False, obj=shell) or OK
-    except BrokenPipeError:
-        raise
     except Exception as error:  # the outermost place: every failure becomes one line and a code
         if isinstance(error, _TyperUsageError):
             return _refuse(shell, error)
@@ -112,6 +103,24 @@ def _run(shell: Shell, arguments: Sequence[str] | None) -> int:
     if code == INTERRUPTED:
         shell.console.interrupted()
     return code
+
+
+def _conclude(shell: Shell, code: int, out: SafeStream) -> int:
+    """The exit code, once it is known whether stdout took what was printed."""
+    out.flush()
+    failure = out.failure
+    if failure is None:
+        return code
+    lost = code == OK and shell.result_is_printed
+    if isinstance(failure, BrokenPipeError):  # whoever read it has gone: no reason to complain
+        return READER_GONE if lost else code
+    reason = (isinstance(failure, OSError) and failure.strerror) or str(failure)
+    text = f"stdout cannot be written: {reason}; not all that was to be printed there is there"
+    if not lost:
+        shell.console.warning(text)
+        return code
+    shell.console.error(text, OutputError.exit_code)
+    return OutputError.exit_code
 
 
 def _refuse(shell: Shell, error: Any) -> int:

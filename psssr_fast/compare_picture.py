@@ -1,6 +1,7 @@
 """The picture of a comparison: whole frames, magnified crops, temporal profiles, with labels."""
 
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,9 +67,9 @@ def check_picture_path(path: Path, overwrite: bool) -> None:
     """
     if path.suffix.lower() != ".png":
         raise UsageError(f"{path}: the picture is written as PNG; end its name with .png")
-    if path.exists() and not overwrite:
+    if os.path.exists(path) and not overwrite:
         raise _exists(path)
-    if not path.parent.is_dir():
+    if not os.path.isdir(path.parent):
         raise OutputError(f"{path}: there is no folder {path.parent}. Make it first.")
 
 

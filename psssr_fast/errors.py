@@ -3,6 +3,32 @@
 Every message is one line that says what happened, what was got, what was needed and the remedy.
 """
 
+import errno
+
+# EAGAIN: no more threads or processes can be started. FFmpeg's numbers are those of the system.
+_NO_MEMORY = (errno.ENOMEM, errno.EAGAIN)
+# What torch, C++ and Python say in a RuntimeError when there is no memory, or no thread, left.
+_NO_MEMORY_WORDS = (
+    "can't allocate memory",
+    "cannot allocate memory",
+    "not enough memory",
+    "out of memory",
+    "bad_alloc",
+    "bad allocation",
+    "can't start new thread",
+    "resource temporarily unavailable",
+)
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Tell whether an error of any library means that memory or threads have run out."""
+    if isinstance(error, MemoryError):
+        return True
+    if isinstance(error, OSError):
+        return error.errno in _NO_MEMORY
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and any(words in text for words in _NO_MEMORY_WORDS)
+
 
 class PsssrError(Exception):
     """Base of every failure this package reports on purpose.

@@ -1,5 +1,6 @@
 """Where the frames to be measured come from: videos, and folders of pictures of any usual kind."""
 
+import os
 import re
 from collections.abc import Generator
 from dataclasses import dataclass
@@ -131,7 +132,7 @@ def eight_bit(pixels: NDArray[np.uint8] | NDArray[np.uint16]) -> Pixels:
 
 def _other_pictures(path: Path) -> list[Path]:
     """Pictures of a folder that has no PNG files."""
-    if not path.is_dir():
+    if not os.path.isdir(path):
         return []
     found = [file for file in path.iterdir() if file.is_file()]
     if any(file.suffix.lower() == ".png" for file in found):

@@ -6,6 +6,7 @@ without any there is none.
 """
 
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -119,7 +120,7 @@ def model_size(source: str | Path, *, offline: bool = False) -> ModelSize:
     Raises:
         ModelError: there is no such model, or its files make none.
     """
-    if str(source) in SIZES and not Path(source).exists():
+    if str(source) in SIZES and not os.path.exists(source):
         return SIZES[str(source)]
     path = find_source(source, offline=offline)
     found = find_parts(path)

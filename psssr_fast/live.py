@@ -1,20 +1,18 @@
 """Frames pushed in, and asynchronous streams, over a function that only pulls.
 
-What pulls runs in a thread of its own. A window that is being computed cannot be interrupted at
+That function runs in a thread of its own. A window that is being computed cannot be interrupted at
 any point, but it gives up at the next stage of the model; so leaving takes one stage at most.
 """
 
-import asyncio
 import threading
 import weakref
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Generator, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from queue import Empty, Full, Queue
+from queue import Full, SimpleQueue
 from types import TracebackType
 from typing import Any, Generic, Literal, Self, TypeVar
 
@@ -22,18 +20,14 @@ from torch import Tensor
 
 from psssr_fast.arrays import Picture, check_frame
 from psssr_fast.errors import UsageError
+from psssr_fast.runtime.astream import Cancelled, gives_up, iterate
+from psssr_fast.runtime.channel import Channel
 from psssr_fast.runtime.ranges import listening
 
-POLL = 0.1  # seconds between looks at whether the other side has gone away
 WhenFull = Literal["wait", "raise"]
-_END = object()
+_CLOSED = "this live upscaler is closed; make a new one"
 
 Item = TypeVar("Item")
-Result = TypeVar("Result")
-
-
-class Cancelled(BaseException):
-    """Ends a computation that nobody waits for any more; never reaches the user."""
 
 
 @dataclass(frozen=True)
@@ -108,8 +102,9 @@ class Streaming(ABC):
 class LiveUpscaler(Generic[Picture]):
     """Takes frames one by one, and gives those that are finished.
 
-    Made by :meth:`Streaming.live`. To be used by one thread, best as a context
-    manager: leaving it drops what is not finished and frees everything.
+    Made by :meth:`Streaming.live`. Best used as a context manager: leaving it drops what is not
+    finished and frees everything. Any thread may call :meth:`close`, which ends the waiting of
+    others; calls of :meth:`push` and :meth:`flush` by several threads are made in turn.
 
     Args:
         stream: gives upscaled frames for an iterator of frames.
@@ -133,6 +128,7 @@ class LiveUpscaler(Generic[Picture]):
             )
         self._stream: Callable[[Iterable[Picture]], Iterator[Picture]] = stream
         self._depth, self._when_full = queue, when_full
+        self._turn = threading.RLock()  # of push and flush
         self._worker: _Worker[Picture] | None = None
         self._first: Picture | None = None
         self._closed = False
@@ -147,30 +143,29 @@ class LiveUpscaler(Generic[Picture]):
             InputError: it is no picture, or not of the kind and size of the first; it was not
                 taken, and one may go on with another.
             queue.Full: with ``when_full="raise"``: it was not taken; push it again later.
-            UsageError: this is closed.
+            UsageError: this is closed, also if another thread closes it meanwhile; or this was
+                called by the thread that computes, which would wait for itself.
             Exception: whatever the computation raised; this is closed then, and frames finished
                 but not taken are dropped.
         """
-        worker = self._running()
-        own = _copy(check_frame(frame, self._first))
-        try:
-            worker.put(own, wait=self._when_full == "wait")
-            self._first = own
-            return worker.take()
-        except Full:
-            raise
-        except BaseException:
-            self.close()
-            raise
+        self._refuse_worker("push")
+        with self._turn:
+            worker = self._running()
+            own = _copy(check_frame(frame, self._first))
+            with self._closing(worker):
+                worker.put(own, wait=self._when_full == "wait")
+                self._first = own
+                return worker.take()
 
     def take(self) -> list[Picture]:
         """Frames finished since the last call; waits for nothing. Raises what :meth:`push` does."""
-        worker = self._running()
-        try:
+        worker = self._worker
+        if self._closed:
+            raise UsageError(_CLOSED)
+        if worker is None:
+            return []
+        with self._closing(worker):
             return worker.take()
-        except BaseException:
-            self.close()
-            raise
 
     def flush(self) -> list[Picture]:
         """End the stream: wait for all that is not finished, and take it.
@@ -178,27 +173,30 @@ class LiveUpscaler(Generic[Picture]):
         The next frame begins a new stream, which may be of another size.
 
         Raises:
-            UsageError: this is closed.
+            UsageError: as for :meth:`push`.
             Exception: whatever the computation raised; this is closed then.
         """
-        worker = self._running()
-        try:
-            worker.put(_END, wait=True)
-            worker.join()
-            return worker.take()
-        except BaseException:
-            self.close()
-            raise
-        finally:
+        self._refuse_worker("flush")
+        with self._turn:
+            worker = self._running()
+            with self._closing(worker):
+                worker.finish()
+                done = worker.take()
             self._worker = self._first = None
+            return done
 
     def close(self) -> None:
-        """Drop what is not finished, and wait until the thread has ended."""
+        """Drop what is not finished, and wait until the thread has ended.
+
+        The thread that computes may call this too, from ``progress``: it ends when it goes on.
+        """
         self._closed = True
-        if self._worker is not None:
-            self._worker.stop.set()
-            self._worker.join()
-            self._worker = None
+        worker = self._worker
+        if worker is not None:
+            worker.stop()
+            if not worker.is_this_thread():
+                worker.join()
+                self._worker = self._first = None
 
     def __enter__(self) -> Self:
         return self
@@ -212,12 +210,45 @@ class LiveUpscaler(Generic[Picture]):
         self.close()
 
     def _running(self) -> "_Worker[Picture]":
-        if self._closed:
-            raise UsageError("this live upscaler is closed; make a new one")
-        if self._worker is None:
-            self._worker = _Worker(self._stream, self._depth)
-            weakref.finalize(self, self._worker.stop.set)
-        return self._worker
+        """Return the worker, a new one if there is none; to be called in turn.
+
+        Raises:
+            UsageError: this is closed.
+        """
+        if self._worker is None and not self._closed:
+            self._worker = _Worker(self._stream, self._depth, self)
+        worker = self._worker
+        if worker is not None and self._closed:
+            worker.stop()  # whoever closed this may have come just before it was there
+        if worker is None or self._closed:
+            raise UsageError(_CLOSED)
+        return worker
+
+    @contextmanager
+    def _closing(self, worker: "_Worker[Picture]") -> Iterator[None]:
+        """Close this if what is done with the worker fails, unless its queue is full.
+
+        Raises:
+            UsageError: another thread closed this meanwhile.
+        """
+        try:
+            yield
+            if worker.stopped:
+                raise UsageError(_CLOSED)
+        except Full:
+            raise
+        except BaseException:
+            if not self._closed:  # otherwise whoever closed it waits for the thread
+                self.close()
+            raise
+
+    def _refuse_worker(self, method: str) -> None:
+        worker = self._worker
+        if worker is not None and worker.is_this_thread():
+            raise UsageError(
+                f"{method}() would wait for itself: it was called by the thread that computes, for "
+                "instance from progress; call it from another thread"
+            )
 
 
 class _Worker(Generic[Item]):
@@ -226,138 +257,80 @@ class _Worker(Generic[Item]):
     Nothing bounds what has come out but that it went in: its owner takes it when it puts.
     """
 
-    def __init__(self, stream: Callable[[Iterable[Item]], Iterator[Item]], depth: int) -> None:
-        self.stop = threading.Event()
-        self._queue: Queue[object] = Queue(maxsize=depth)
+    def __init__(
+        self, stream: Callable[[Iterable[Item]], Iterator[Item]], depth: int, owner: object
+    ) -> None:
+        self.stopped = False  # no Event: a finalizer must be able to set it while it is being set
+        self._way_in: Channel[Item] = Channel(depth)
         self._done: deque[Item] = deque()
+        self._over: SimpleQueue[None] = SimpleQueue()  # an entry: the thread has ended, or will
         self._failure: BaseException | None = None
         self._thread = threading.Thread(
             target=self._run, args=(stream,), name="psssr-live", daemon=True
         )
         self._thread.start()
+        self._finalizer = weakref.finalize(owner, self.stop)
 
-    def put(self, item: object, wait: bool) -> None:
-        """Queue an item, or raise what the stream raised; ``queue.Full`` if told not to wait."""
-        while self._failure is None:
-            try:
-                return self._queue.put(item, block=wait, timeout=POLL)
-            except Full:
-                if not wait:
-                    raise
-        raise self._failure
+    def stop(self) -> None:
+        """Have the thread end at its next stage or frame: nobody waits for it any more."""
+        self.stopped = True
+        self._way_in.close()
+        self._over.put(None)
+
+    def put(self, item: Item, wait: bool) -> None:
+        """Queue an item.
+
+        Raises:
+            queue.Full: there is no room, and ``wait`` is false.
+            UsageError: the thread has ended, or was told to.
+            BaseException: what the stream raised.
+        """
+        if not self._way_in.put(item, wait):
+            raise self._failure or UsageError(_CLOSED)
 
     def take(self) -> list[Item]:
         """What has come out since the last call; raise what the stream raised."""
         if self._failure is not None:
             raise self._failure
-        return [self._done.popleft() for _ in range(len(self._done))]
+        done: list[Item] = []
+        with suppress(IndexError):  # not counted first: another thread may be taking, too
+            while True:
+                done.append(self._done.popleft())
+        return done
+
+    def finish(self) -> None:
+        """Wait until all that was put is computed and the thread has ended, or is told to."""
+        self._way_in.end()
+        self._over.get()
+        if not self.stopped:
+            self.join()
+            self._finalizer.detach()
 
     def join(self) -> None:
+        """Wait until the thread has ended."""
         self._thread.join()
+
+    def is_this_thread(self) -> bool:
+        """Whether the caller runs in the thread of the stream."""
+        return self._thread is threading.current_thread()
 
     def _run(self, stream: Callable[[Iterable[Item]], Iterator[Item]]) -> None:
         try:
-            with listening(_gives_up(self.stop)):
+            with listening(gives_up(lambda: self.stopped)):
                 for result in stream(self._items()):
                     self._done.append(result)
         except Cancelled:
-            pass
+            self.stopped = True
         except BaseException as error:
             self._failure = error
+        finally:
+            self._way_in.close()  # nobody is to wait for a thread that has ended
+            self._over.put(None)
 
     def _items(self) -> Iterator[Item]:
-        while not self.stop.is_set():
-            try:
-                item = self._queue.get(timeout=POLL)
-            except Empty:
-                continue
-            if item is _END:
-                return
-            yield item  # type: ignore[misc]
-        raise Cancelled
-
-
-async def iterate(
-    stream: Callable[[Iterable[Item]], Generator[Result, None, None]],
-    frames: AsyncIterable[Item] | Iterable[Item],
-) -> AsyncGenerator[Result, None]:
-    """``stream(frames)`` without ever blocking the event loop.
-
-    ``stream``, and ``frames`` if they are an ordinary iterable, run in a thread of their own.
-    Nothing is read or computed but what the next result needs, so a slow consumer holds everything
-    back. When the consumer is cancelled, or closes this generator, ``stream`` is closed.
-
-    Args:
-        stream: gives results for an iterator of frames.
-        frames: asynchronous or not; exceptions of theirs are raised here.
-    """
-    stop = threading.Event()
-    source = _Bridge(frames, stop) if isinstance(frames, AsyncIterable) else frames
-    results = stream(source)
-    worker = ThreadPoolExecutor(1, thread_name_prefix="psssr-astream")
-
-    def step() -> object:
-        with listening(_gives_up(stop)):
-            return next(results, _END)
-
-    try:
-        while (result := await asyncio.wrap_future(worker.submit(step))) is not _END:
-            yield result  # type: ignore[misc]
-    finally:
-        stop.set()
-        if isinstance(source, _Bridge):
-            source.cancel()
-        closing = worker.submit(results.close)  # after the step under way
-        worker.shutdown(wait=False)  # the thread ends when it is done
-        await asyncio.shield(asyncio.wrap_future(closing))
-
-
-class _Bridge(Iterator[Item]):
-    """An iterator for a thread over what is asynchronous in the running loop."""
-
-    def __init__(self, frames: AsyncIterable[Item], stop: threading.Event) -> None:
-        self._iterator = aiter(frames)
-        self._loop = asyncio.get_running_loop()
-        self._stop = stop
-        self._lock = threading.Lock()
-        self._pending: Future[object] | None = None
-
-    def __next__(self) -> Item:
-        with self._lock:
-            if self._stop.is_set():
-                raise Cancelled
-            self._pending = asyncio.run_coroutine_threadsafe(self._pull(), self._loop)
-        item = self._result(self._pending)
-        if item is _END:
-            raise StopIteration
-        return item  # type: ignore[return-value]
-
-    def cancel(self) -> None:
-        """Give up waiting for the next item; ``stop`` was set before."""
-        with self._lock:
-            if self._pending is not None:
-                self._pending.cancel()
-
-    async def _pull(self) -> object:
-        return await anext(self._iterator, _END)
-
-    def _result(self, pending: Future[object]) -> object:
-        while not pending.done():
-            if self._loop.is_closed():
-                raise Cancelled
-            wait([pending], timeout=POLL)
-        return pending.result()
-
-
-def _gives_up(stop: threading.Event) -> Callable[[str], AbstractContextManager[None]]:
-    """A listener of :mod:`psssr_fast.runtime.ranges` that ends a window at its next stage."""
-
-    def enter(_: str) -> AbstractContextManager[None]:
-        if stop.is_set():
+        yield from self._way_in
+        if self.stopped:
             raise Cancelled
-        return nullcontext()
-
-    return enter
 
 
 def _copy(frame: Picture) -> Picture:

@@ -13,14 +13,21 @@ import secrets
 import stat
 import sys
 from collections.abc import Callable, Iterator
+from io import BufferedReader
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 _NO_LINKS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 _FLAGS = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 _RENAME_NOREPLACE = 1  # of renameat2(2)
 _NO_SUCH_CALL = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EPERM)
+_ONLY_NAMES = getattr(os, "O_PATH", None)
 _AT_DESCRIPTOR = os.open in os.supports_dir_fd  # false on Windows, where paths must do
 
 
@@ -50,8 +57,14 @@ class Folder:
         self.path = path
         self.descriptor: int | None = None
         if _AT_DESCRIPTOR:
-            flags = os.O_RDONLY | os.O_DIRECTORY | _FLAGS | (0 if follow else os.O_NOFOLLOW)
-            self.descriptor = os.open(path, flags)
+            flags = os.O_DIRECTORY | _FLAGS | (0 if follow else os.O_NOFOLLOW)
+            try:
+                self.descriptor = os.open(path, flags | os.O_RDONLY)
+            except PermissionError:
+                if _ONLY_NAMES is None:
+                    raise
+                # A folder to drop files into, which may not be read; nor can it be synced.
+                self.descriptor = os.open(path, flags | _ONLY_NAMES)
 
     def __enter__(self) -> Self:
         return self
@@ -183,6 +196,20 @@ class Folder:
         else:
             self.unlink(name)
 
+    def lock(self) -> None:
+        """Keep other processes from locking the folder, by whatever name, until it is closed.
+
+        Raises:
+            BlockingIOError: another process has locked it.
+        """
+        if fcntl is not None and self.descriptor is not None:
+            try:
+                fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise
+            except OSError:  # this file system has no locks
+                return
+
     def sync(self) -> None:
         """Make the names in the folder survive a power cut, where the system can."""
         if self.descriptor is None:
@@ -190,7 +217,7 @@ class Folder:
         try:
             os.fsync(self.descriptor)
         except OSError as error:
-            if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
                 raise
 
     def clock(self) -> float:
@@ -223,6 +250,16 @@ class Folder:
         return None
 
     def _try_file(self) -> os.stat_result | None:
+        """What is told of a file that this process makes in the folder; none is left there."""
+        unnamed = getattr(os, "O_TMPFILE", None)
+        if unnamed is not None:  # which does not even change the folder's times
+            with contextlib.suppress(OSError):
+                flags = unnamed | os.O_RDWR | _FLAGS
+                descriptor = os.open(".", flags, 0o600, dir_fd=self.descriptor)
+                try:
+                    return os.fstat(descriptor)
+                finally:
+                    os.close(descriptor)
         name = f"try-{secrets.token_hex(8)}"
         try:
             descriptor = self.create(name, 0o600)
@@ -235,7 +272,7 @@ class Folder:
             self.unlink(name)
 
 
-def open_input(path: Path) -> BinaryIO:
+def open_input(path: Path) -> BufferedReader:
     """Open a file to read, links followed; never wait, as opening a FIFO would.
 
     Raises:

@@ -7,9 +7,12 @@ sees the file, so that a wrong, cut or hostile file is refused in milliseconds, 
 import hashlib
 import json
 import os
+import secrets
+import stat
 import struct
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from psssr_fast.errors import ModelError, OutputError
+from psssr_fast.secure_files import Folder
 
 Shape = tuple[int, ...]
 
@@ -101,6 +105,14 @@ def shown(text: object, limit: int = 200) -> str:
     return plain if len(plain) <= limit else plain[:limit] + "..."
 
 
+def is_file(path: Path) -> bool:
+    """Tell whether ``path`` is a file, or a link to one. No name makes this raise, however odd."""
+    try:
+        return stat.S_ISREG(os.stat(path).st_mode)
+    except (OSError, ValueError):
+        return False
+
+
 def read_weight_file(path: Path) -> WeightFile:
     """Read and check the header of a safetensors file; the tensors are not read.
 
@@ -125,7 +137,7 @@ def read_weight_file(path: Path) -> WeightFile:
     try:
         with safe_open(path, framework="pt"):  # its own, stricter reading of the header
             pass
-    except SafetensorError as error:
+    except (OSError, SafetensorError) as error:
         raise ModelError(f"{shown(path)}: damaged: {shown(error)}") from None
     texts = {str(key): str(value) for key, value in metadata.items()}
     return WeightFile(path, (path,), tensors, texts)
@@ -204,7 +216,7 @@ def read_sharded(index: Path) -> WeightFile:
         if not isinstance(shard, str) or shard in ("", ".", "..") or set(shard) & set("/\\\0"):
             raise ModelError(f"{shown(index)}: shard {shown(shard)} is not a plain file name")
         if shard not in shards:
-            _refuse_outside(index.parent / shard, index.parent)
+            refuse_outside(index.parent / shard, index.parent)
             shards[shard] = read_weight_file(index.parent / shard)
         if name not in shards[shard].tensors:
             raise ModelError(f"{shown(index)}: {shown(name)} is not in {shown(shard)}")
@@ -256,7 +268,7 @@ def scan_directory(root: Path) -> Scan:
         if path in sharded:
             continue
         try:
-            _refuse_outside(path, root)
+            refuse_outside(path, root)
             files.append(read_sharded(path) if path in indices else read_weight_file(path))
             sharded.update(files[-1].shards)
         except ModelError as error:
@@ -275,9 +287,12 @@ def _walk(folder: Path, depth: int) -> Iterator[Path]:
             yield from _walk(path, depth - 1)
 
 
-def _refuse_outside(path: Path, root: Path) -> None:
-    """A link may not lead out of ``root``, except into the blobs of a Hugging Face cache."""
-    home, target = root.resolve(), path.resolve()
+def refuse_outside(path: Path, root: Path) -> None:
+    """Raise ModelError for a link out of ``root``, but for the blobs of a Hugging Face cache."""
+    try:
+        home, target = root.resolve(), path.resolve()
+    except (OSError, RuntimeError) as error:
+        raise ModelError(f"{shown(path)}: cannot be followed: {shown(error)}") from None
     homes = [home]
     for folder in (home, *home.parents):
         if folder.parent.name == "snapshots":
@@ -334,16 +349,33 @@ def write_weight_file(
     Raises:
         OutputError: it cannot be written; ``path`` is as it was before.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     try:
-        temporary.touch()
-        save_with_mode(held, temporary, metadata)
-        temporary.replace(path)
+        with published(path, replace=True) as temporary:
+            save_with_mode(held, temporary, metadata)
     except (OSError, SafetensorError) as error:
         raise OutputError(f"{shown(path)}: cannot be written: {shown(error)}") from None
-    finally:
-        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def published(path: Path, replace: bool) -> Iterator[Path]:
+    """Give an empty file beside ``path``; what the block makes of it gets that name in the end.
+
+    Raises:
+        FileExistsError: something has the name, and not ``replace``.
+        OSError: it cannot be written.
+    """
+    with Folder(path.absolute().parent) as folder:
+        name = f".{path.name[:40]}.{secrets.token_hex(8)}.tmp"
+        os.close(folder.create(name))
+        try:
+            yield path.with_name(name)
+            with path.with_name(name).open("rb") as file:
+                os.fsync(file.fileno())
+            folder.publish(name, folder, path.name, replace)
+        finally:
+            folder.unlink(name)
+        folder.sync()
 
 
 def save_with_mode(

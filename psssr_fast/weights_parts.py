@@ -20,8 +20,10 @@ from psssr_fast.weights_files import (
     Shape,
     WeightFile,
     check_tensor,
+    is_file,
     read_json,
     read_tensors,
+    refuse_outside,
     shown,
 )
 from psssr_fast.weights_layout import (
@@ -292,7 +294,8 @@ def _configured(names: Iterable[str], folders: Iterable[Path]) -> tuple[Any, Pat
     path = Path("config.json")
     for folder in dict.fromkeys(folders):
         path = folder / "config.json"
-        if path.is_file():
+        if is_file(path):
+            refuse_outside(path, folder)
             table = read_json(path)
             for name in names:
                 if table.get(name) is not None:

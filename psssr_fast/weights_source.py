@@ -1,11 +1,12 @@
 """From what the user calls a model to a path: an embedded model, a local path, a repository."""
 
+import os
 import re
 from pathlib import Path
 from typing import cast
 
-from psssr_fast.errors import ModelError, UsageError
-from psssr_fast.weights_files import PICKLE_SUFFIXES, shown
+from psssr_fast.errors import ModelError, UsageError, lacks_memory
+from psssr_fast.weights_files import PICKLE_SUFFIXES, is_file, shown
 
 EMBEDDED = {"nano": Path(__file__).parent / "weights" / "nano.safetensors"}
 
@@ -28,21 +29,44 @@ def find_source(source: str | Path, *, offline: bool = False, revision: str | No
         UsageError: a revision of something that is not a repository.
     """
     name = str(source)
-    local = EMBEDDED.get(name, Path(name).expanduser())
-    if name in EMBEDDED and not local.is_file():
+    local = EMBEDDED[name] if name in EMBEDDED else _local_path(name)
+    if name in EMBEDDED and not is_file(local):
         raise ModelError(f"the embedded model {name} is not in this installation; reinstall it")
+    missing = _why_missing(local)
     is_repository = (
         _REPOSITORY.fullmatch(name) is not None
         and Path(name).suffix not in (".safetensors", *PICKLE_SUFFIXES)
-        and not local.exists()
+        and missing is not None
     )
     if is_repository:
         return _download(name, offline=offline, revision=revision)
-    if not local.exists():
-        raise ModelError(f"no model {shown(name)!r}: no such file or directory; {_KNOWN}")
+    if missing is not None:
+        raise ModelError(f"no model {shown(name)!r}: {missing}; {_KNOWN}")
     if revision is not None:
         raise UsageError(f"revision={revision!r} needs a repository owner/name; got {shown(name)}")
     return local
+
+
+def _local_path(name: str) -> Path:
+    try:
+        return Path(name).expanduser()
+    except RuntimeError as error:  # "~" and the name of a user whom the system does not know
+        raise ModelError(f"no model {shown(name)!r}: {shown(error)}; {_KNOWN}") from None
+
+
+def _why_missing(path: Path) -> str | None:
+    """Why there is no file or directory that can be looked at; ``None`` if there is one."""
+    try:
+        os.stat(path)
+    except FileNotFoundError:
+        return "no such file or directory"
+    except OSError as error:
+        if lacks_memory(error):
+            raise
+        return (error.strerror or type(error).__name__).lower()
+    except ValueError as error:  # NUL, or what the system cannot write as a name
+        return shown(error)
+    return None
 
 
 def _download(repository: str, *, offline: bool, revision: str | None) -> Path:
@@ -62,6 +86,8 @@ def _download(repository: str, *, offline: bool, revision: str | None) -> Path:
             ignore_patterns=["text_encoder/*", "image_encoder/*"],  # 11 GB that nobody reads
         )
     except cast("tuple[type[Exception], ...]", failures) as error:
+        if lacks_memory(error):
+            raise
         raise ModelError(_failure(error, repository, revision)) from None
     return Path(folder)
 

@@ -132,6 +132,13 @@ ROWS = (
         6,
     ),
     Row(
+        "something else where the job's folder is to be",
+        "upscale clip.mp4 -o taken.mp4",
+        ".taken.mp4.psssr-job: not used for the job: it is a file, not a folder. Nothing of it was "
+        "touched.",
+        6,
+    ),
+    Row(
         "output is the input",
         "upscale clip.mp4 -o ./clip.mp4",
         "./clip.mp4: the output is the input. Choose another name.",
@@ -250,6 +257,7 @@ def prepared(tmp_path_factory) -> Path:
     with av.open(str(folder / "audio.m4a"), "w") as container:
         write_silence(container, container.add_stream("aac", rate=48000, layout="mono"))
     (folder / "empty").mkdir()
+    (folder / ".taken.mp4.psssr-job").write_text("precious")
     write_frames(folder / "sizes", 2)
     other = write_frames(folder / "other", 1, (48, 32))
     (other / "0000.png").rename(folder / "sizes/0002.png")

@@ -149,11 +149,6 @@ def test_a_safetensors_file_is_not_a_pickle(tmp_path):
     unreadable(tmp_path / "in.pth", "neither a zip archive nor a pickle")
 
 
-def test_a_tensor_larger_than_the_limit_of_memory_is_refused(tmp_path):
-    torch.save({"a": torch.ones(1).expand(2**11, 2**20)}, tmp_path / "in.pth")
-    refused(tmp_path, r"in.pth: .*memory")
-
-
 def test_trust_must_be_stated(tmp_path):
     with pytest.raises(UsageError, match=r"--i-trust-this-file"):
         convert_pickle(tmp_path / "in.pth", tmp_path / "out.safetensors", trust=False)

@@ -3,6 +3,8 @@
 import ctypes
 import errno
 import os
+import shutil
+import tempfile
 import threading
 from pathlib import Path
 
@@ -240,3 +242,25 @@ def test_a_disk_without_owners_and_modes_shows_the_same_for_all(tmp_path, monkey
         assert folder.foreign_to(os.geteuid()) is None
         monkeypatch.setattr(folder, "_try_file", lambda: real(folder.descriptor))
         assert folder.foreign_to(os.geteuid()) == "it belongs to another user (number 4242)"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_a_folder_that_may_be_written_but_not_read_is_good_enough():
+    """A drop box; root may read anything, so this runs as somebody else."""
+    box = Path(tempfile.mkdtemp())
+    box.chmod(0o1733)
+    process = os.fork()
+    if process == 0:
+        code = 1
+        try:
+            os.setresuid(65534, 65534, 65534)
+            with Folder(box) as folder, Folder(box) as same:
+                os.close(folder.create("partial"))
+                folder.publish("partial", same, "file")
+                folder.sync()
+                code = 2 if folder.stat("file") is None else 0
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 0
+    assert [path.name for path in box.iterdir()] == ["file"]
+    shutil.rmtree(box)

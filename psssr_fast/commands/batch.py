@@ -4,7 +4,7 @@ several does not stop the others."""
 import dataclasses
 import functools
 import gc
-import traceback
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
@@ -187,12 +187,9 @@ class Batch:
         """Whether a job goes on after ``step``; its failure is reported and kept."""
         try:
             return step(job)
-        except BrokenPipeError:
-            raise
         except _FAILURES as error:
             failure = as_psssr_error(error)
-            if self._shell.debug:
-                traceback.print_exception(error)
+            self._shell.show_traceback(error)
             _forget_frames(failure)
             text = str(failure)
             if self._several and not text.startswith(f"{job.input}:"):
@@ -251,10 +248,10 @@ def _is_complete(job: Job, info: "VideoInfo") -> bool:
     output = Path(job.output)
     if is_being_made(output):
         return False
-    if output.is_dir():
+    if os.path.isdir(output):  # of Path they raise for names that the system refuses
         found = sum(file.suffix.lower() == ".png" for file in output.iterdir())
         return info.frames is not None and info.frames_exact and found >= info.frames
-    return output.exists()
+    return os.path.exists(output)
 
 
 def _make_room() -> None:

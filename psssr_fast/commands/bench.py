@@ -14,7 +14,6 @@ from psssr_fast.commands.shell import (
     OK,
     DebugOption,
     JsonOption,
-    messages_to,
     print_document,
     print_fields,
     print_line,
@@ -88,14 +87,13 @@ def bench(
     from psssr_fast.runtime.cpu import keep_freed_memory
 
     console = ctx.obj.console
-    with messages_to(console):
-        workload = choose_workload(model, (frames, height, width), device, dtype, offline)
-        workload = replace(
-            workload, engine=check_engine(engine), rounds=rounds, stages=stages, trace=trace
-        )
-        if workload.device.type == "cpu":
-            keep_freed_memory()  # as psssr upscale does
-        found = measure(workload, import_s, console.note)
+    workload = choose_workload(model, (frames, height, width), device, dtype, offline)
+    workload = replace(
+        workload, engine=check_engine(engine), rounds=rounds, stages=stages, trace=trace
+    )
+    if workload.device.type == "cpu":
+        keep_freed_memory()  # as psssr upscale does
+    found = measure(workload, import_s, console.note)
     if as_json:
         print_document("bench", found.to_json())
     else:

@@ -12,7 +12,6 @@ from psssr_fast.commands.shell import (
     JsonOption,
     Shell,
     counted,
-    messages_to,
     print_document,
     print_line,
 )
@@ -76,11 +75,11 @@ def compare(
     from psssr_fast.compare_picture import check_picture_path, draw_comparison, save_picture
 
     shell: Shell = ctx.obj
+    shell.result_is_printed = as_json
     check_picture_path(output, overwrite)
-    with messages_to(shell.console):
-        crops = tuple(Crop.parse(text) for text in crop or ())
-        comparison = compare_videos(before, after, frame=frame, crops=crops, names=names)
-        save_picture(output, draw_comparison(comparison), overwrite)
+    crops = tuple(Crop.parse(text) for text in crop or ())
+    comparison = compare_videos(before, after, frame=frame, crops=crops, names=names)
+    save_picture(output, draw_comparison(comparison), overwrite)
     for warning in comparison.warnings:
         shell.console.warning(warning)
     if as_json:

@@ -9,7 +9,6 @@ from psssr_fast.commands.shell import (
     OK,
     DebugOption,
     JsonOption,
-    messages_to,
     print_document,
     print_fields,
     print_line,
@@ -23,8 +22,7 @@ def doctor(ctx: typer.Context, as_json: JsonOption = False, debug: DebugOption =
     """Show what this installation can use: devices, attention, codecs, and why not the rest."""
     from psssr_fast.doctor import examine
 
-    with messages_to(ctx.obj.console):
-        found = examine()
+    found = examine()
     if as_json:
         print_document("doctor", dataclasses.asdict(found))
     else:

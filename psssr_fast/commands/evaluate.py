@@ -1,5 +1,6 @@
 """``psssr eval``."""
 
+import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,7 +15,6 @@ from psssr_fast.commands.shell import (
     JsonOption,
     Shell,
     counted,
-    messages_to,
     print_document,
     print_line,
 )
@@ -173,17 +173,16 @@ def evaluate(
     an error. Values of single frames: --json, --plot.
     """
     shell: Shell = ctx.obj
-    with messages_to(shell.console):
-        chosen = _options(metrics, border, frames, weights)
-        _check_plot(plot, overwrite)
-        note = _Notes(shell.console)
-        if model is None:
-            found = _of_files(results or [], names, (reference, low, base), chosen, note)
-        else:
-            _refuse_clips(bool(results or low or base or names))
-            trial = _trial(model, degradation, seed, steps, profile, alpha, device, dtype, offline)
-            found = _of_model(reference, trial, chosen, note)
-        _show(shell, found, plot, overwrite, as_json)
+    chosen = _options(metrics, border, frames, weights)
+    _check_plot(plot, overwrite)
+    note = _Notes(shell.console)
+    if model is None:
+        found = _of_files(results or [], names, (reference, low, base), chosen, note)
+    else:
+        _refuse_clips(bool(results or low or base or names))
+        trial = _trial(model, degradation, seed, steps, profile, alpha, device, dtype, offline)
+        found = _of_model(reference, trial, chosen, note)
+    _show(shell, found, plot, overwrite, as_json)
     return OK
 
 
@@ -193,7 +192,7 @@ def _options(
     from psssr_fast.evaluate import Options
     from psssr_fast.evaluate_sources import WHOLE, Span
 
-    if weights is not None and not weights.is_dir():
+    if weights is not None and not os.path.isdir(weights):
         raise ModelError(f"{weights}: no such directory; needed is one with the metrics' weights")
     names = None if metrics is None else tuple(name.strip() for name in metrics.split(","))
     return Options(names, border, WHOLE if frames is None else Span.parse(frames), weights)

@@ -1,5 +1,6 @@
 """``psssr plan``."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -11,13 +12,14 @@ from psssr_fast.commands.shell import (
     DebugOption,
     JsonOption,
     counted,
-    messages_to,
     print_document,
     print_fields,
     print_line,
+    shortened,
 )
 from psssr_fast.commands.upscale import PictureChanges, check_limit
 from psssr_fast.config import Profile, settings_for
+from psssr_fast.errors import UsageError
 
 if TYPE_CHECKING:
     from psssr_fast.runtime.planner import Plan
@@ -76,9 +78,9 @@ def explain(
     from psssr_fast.forecast import choose_dtype, model_size
     from psssr_fast.loading import resolve_device
 
-    with messages_to(ctx.obj.console):
-        where = resolve_device(device)
-        what = choose_dtype(where, None if dtype is options.Dtype.AUTO else str(dtype))
+    _check_rates(rates)
+    where = resolve_device(device)
+    what = choose_dtype(where, None if dtype is options.Dtype.AUTO else str(dtype))
     size = model_size(model, offline=offline)
     settings = changes.apply(settings_for(profile, size.windows))
     wishes = Wishes(vram_limit, window is not None, rates)
@@ -88,6 +90,16 @@ def explain(
     computed = {"model": size.name, "device": str(where), "dtype": str(what).partition(".")[2]}
     _print(source, computed, plan, as_json)
     return OK
+
+
+def _check_rates(rates: str | None) -> None:
+    """Raise UsageError unless the file of ``--rates`` can be read without waiting for a writer."""
+    from psssr_fast.weights_files import is_file
+
+    if rates is not None and not is_file(Path(rates)):
+        raise UsageError(
+            f"--rates {shortened(rates)}: not a document of `psssr bench --json`: no such file"
+        )
 
 
 def _print(source: str, computed: dict[str, str], plan: "Plan", as_json: bool) -> None:

@@ -1,6 +1,7 @@
 """``psssr models``."""
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,7 +11,6 @@ from psssr_fast.commands.shell import (
     OK,
     DebugOption,
     JsonOption,
-    messages_to,
     print_document,
     print_fields,
     print_line,
@@ -72,8 +72,7 @@ def verify(
     """Read every weight of a model: is it complete, undamaged, finite? Exit code 4 if not."""
     from psssr_fast import weights_report
 
-    with messages_to(ctx.obj.console):
-        report = weights_report.verify(source, offline=offline, revision=revision)
+    report = weights_report.verify(source, offline=offline, revision=revision)
     if as_json:
         print_document("models.verify", {"ok": report.ok, **dataclasses.asdict(report)})
     else:
@@ -108,13 +107,13 @@ def convert(
     """Turn a PyTorch pickle into a safetensors file, in a process of its own."""
     from psssr_fast.convert import convert_pickle
 
-    with messages_to(ctx.obj.console):
-        made = convert_pickle(
-            source,
-            source.with_suffix(".safetensors") if target is None else target,
-            trust=trust,
-            overwrite=overwrite,
-        )
+    ctx.obj.result_is_printed = as_json
+    made = convert_pickle(
+        source,
+        _beside(source) if target is None else target,
+        trust=trust,
+        overwrite=overwrite,
+    )
     if as_json:
         content = {**dataclasses.asdict(made), "path": str(made.path)}
         print_document("models.convert", content)
@@ -142,14 +141,12 @@ def encode_prompt(
     """Encode the prompt once, so that the text encoder is not needed to run a model."""
     from psssr_fast.models import prompt
 
-    if output.exists() and not overwrite:  # before minutes of work
+    ctx.obj.result_is_printed = as_json
+    if os.path.lexists(output) and not overwrite:  # before minutes of work
         raise UsageError(f"{output} exists; choose another name, or pass --overwrite")
     sentence = prompt.DEFAULT_PROMPT if text is None else text
-    with messages_to(ctx.obj.console):
-        embedding = prompt.encode_prompt(sentence, encoder)
-        prompt.save_prompt(
-            output, embedding, text=sentence, encoder=encoder.name, overwrite=overwrite
-        )
+    embedding = prompt.encode_prompt(sentence, encoder)
+    prompt.save_prompt(output, embedding, text=sentence, encoder=encoder.name, overwrite=overwrite)
     shape = list(embedding.shape)
     if as_json:
         content = {"path": str(output), "text": sentence, "shape": shape}
@@ -157,6 +154,13 @@ def encode_prompt(
     else:
         print_line(f"{output}: {shape[0]} tokens of {shape[1]} numbers: {sentence}")
     return OK
+
+
+def _beside(source: Path) -> Path:
+    """Where the weights of a pickle are put; UsageError for a path that ends in no name."""
+    if not source.name:
+        raise UsageError(f"{source}: not the name of a file; give the pickle to convert")
+    return source.with_suffix(".safetensors")
 
 
 def _print_report(report: "Report") -> None:

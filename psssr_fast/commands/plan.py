@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from psssr_fast.errors import OutputError, UsageError
+from psssr_fast.secure_files import make_folders
 
 # What counts as a video when a folder is given; a file that is named is always tried.
 VIDEO_SUFFIXES = frozenset(
@@ -100,7 +101,7 @@ def _videos_in(name: str) -> list[str]:
     from psssr_fast.video.container import check_readable
 
     folder = Path(name)
-    if not folder.is_dir():
+    if not os.path.isdir(name):  # that of Path raises for names that the system refuses
         return [name]
     check_readable(name)
     visible = [file for file in folder.iterdir() if file.name[0] != "." and file.is_file()]
@@ -120,12 +121,16 @@ def _output_folder(output: str) -> Path:
     from psssr_fast.video.encoder import CONTAINERS
 
     folder = Path(output)
-    if not folder.is_dir() and (folder.exists() or folder.suffix.lower() in CONTAINERS):
+    if not os.path.isdir(folder) and (
+        os.path.exists(folder) or folder.suffix.lower() in CONTAINERS
+    ):
         raise UsageError(f"{output}: -o must be a folder, because there are several inputs")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folders(folder)
     except OSError as error:
         raise OutputError(f"{output}: cannot make the folder: {error.strerror}") from error
+    except ValueError as error:  # a NUL
+        raise UsageError(f"{output}: no folder can have this name: {error}") from error
     return folder
 
 
@@ -135,7 +140,7 @@ def _default_output(source: str, tag: str, folder: Path | None) -> str:
 
     path = Path(source)
     if is_image_source(source):
-        frames = path if path.is_dir() else path.parent
+        frames = path if os.path.isdir(path) else path.parent
         # resolve(): "." has no name of its own
         frames = frames if frames.name not in ("", "..") else frames.resolve()
         return f"{(folder or frames.parent) / frames.name}{tag}/"

@@ -13,13 +13,16 @@ from typing import Annotated, Any
 
 import typer
 
-from psssr_fast.errors import OutOfMemory, OutputError, PsssrError
+from psssr_fast.errors import InputError, OutOfMemory, OutputError, PsssrError, lacks_memory
 
-OK, USAGE, SOME_FAILED, INTERRUPTED = 0, 2, 7, 130
+OK, READER_GONE, USAGE, SOME_FAILED, INTERRUPTED = 0, 1, 2, 7, 130
 
 _DISK_FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
-# What torch says, as a RuntimeError, when the CPU has no memory left.
-_NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
+# What the system answers for a name; where an output is meant, this is told before.
+_NO_SUCH_NAME = (
+    errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR,
+    errno.EISDIR,
+)  # fmt: skip
 
 
 class InternalError(PsssrError):
@@ -58,19 +61,27 @@ class Shell:
         json: print one JSON document on stdout.
         debug: print tracebacks.
         console: where messages go.
+        result_is_printed: what is printed on stdout is the result itself, and not only a word about
+            the file that holds it.
     """
 
     json: bool = False
     debug: bool = False
     console: Console = field(default_factory=Console)
+    result_is_printed: bool = True
 
     def report(self, error: Exception) -> PsssrError:
         """Print an error as one line (and with ``debug`` its traceback before)."""
-        if self.debug:
-            traceback.print_exception(error)
+        self.show_traceback(error)
         failure = as_psssr_error(error)
         self.console.error(str(failure), failure.exit_code)
         return failure
+
+    def show_traceback(self, error: BaseException) -> None:
+        """Print the traceback of an error with ``debug``; names and messages in it are escaped."""
+        if self.debug:
+            for line in "".join(traceback.format_exception(error)).rstrip("\n").split("\n"):
+                self.console.line(line)
 
 
 def _store_json(ctx: typer.Context, value: bool) -> bool:
@@ -111,6 +122,11 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def shortened(text: str, limit: int = 200) -> str:
+    """``text``, not endless."""
+    return text if len(text) <= limit else f"{text[:limit]}..."
+
+
 def counted(number: int, noun: str) -> str:
     """``1 frame``, ``2 frames``."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
@@ -135,49 +151,55 @@ def print_document(verb: str, content: Mapping[str, Any]) -> None:
 
 
 def as_psssr_error(error: Exception) -> PsssrError:
-    """The error to show and its exit code: full disks and exhausted memory are told apart from
-    mistakes of ours."""
+    """The error to show and its exit code: full disks, exhausted memory and names that the system
+    refuses are told apart from mistakes of ours."""
     if isinstance(error, PsssrError):
         return error
     text = f"{type(error).__name__}: {error}".rstrip(": ")
-    if isinstance(error, MemoryError) or any(words in str(error) for words in _NO_MEMORY):
+    if lacks_memory(error):
         return OutOfMemory(
-            f"out of memory ({text}). Use smaller windows (--window FRAMESxHEIGHTxWIDTH) or a "
-            "machine with more memory"
+            f"out of memory or threads ({text}). Use smaller windows (--window FRAMESxHEIGHTxWIDTH)"
+            ", or a machine that gives more"
         )
     if isinstance(error, OSError) and error.errno in _DISK_FULL:
         return OutputError(f"the disk is full ({text}). Free some space, or write elsewhere.")
+    if isinstance(error, OSError) and error.errno in _NO_SUCH_NAME and error.filename is not None:
+        return InputError(f"{error.filename}: cannot be read: {error.strerror}. Check the path.")
     return InternalError(f"internal error: {text}; run again with --debug and report")
 
 
 class _ConsoleHandler(logging.Handler):
-    """Sends log records to a console."""
+    """Sends log records to the console that a shell has now."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, shell: Shell) -> None:
         super().__init__()
-        self._console = console
+        self._shell = shell
 
     def emit(self, record: logging.LogRecord) -> None:
-        show = self._console.warning if record.levelno >= logging.WARNING else self._console.note
-        show(record.getMessage())
+        try:
+            text = record.getMessage()
+        except (TypeError, ValueError, LookupError):  # a message and its values that do not fit
+            text = f"{record.msg} {record.args}"
+        console = self._shell.console
+        (console.warning if record.levelno >= logging.WARNING else console.note)(text)
 
 
 @contextlib.contextmanager
-def messages_to(console: Console) -> Iterator[None]:
-    """Send our log, and all libraries' warnings, to ``console`` for as long as this lasts."""
-    handler = _ConsoleHandler(console)
+def messages_to(shell: Shell) -> Iterator[logging.Handler]:
+    """Send our log, and all libraries' warnings, to the shell's console while this lasts."""
+    handler = _ConsoleHandler(shell)
     ours, root = logging.getLogger("psssr_fast"), logging.getLogger()
     level = ours.level
 
     def show(message: Warning | str, *where: object, **more: object) -> None:
-        console.warning(str(message))
+        shell.console.warning(str(message))
 
     root.addHandler(handler)
     ours.setLevel(logging.INFO)
     with warnings.catch_warnings():
         warnings.showwarning = show
         try:
-            yield
+            yield handler
         finally:
             root.removeHandler(handler)
             ours.setLevel(level)

@@ -13,10 +13,10 @@ from psssr_fast.commands.shell import (
     DebugOption,
     JsonOption,
     Shell,
-    messages_to,
     print_document,
     print_fields,
     print_line,
+    shortened,
 )
 from psssr_fast.errors import UsageError
 from psssr_fast.runtime.planner import amount
@@ -171,6 +171,7 @@ def train(
 ) -> int:
     """Train a model, or a part of one, on a folder of videos and photos."""
     shell: Shell = ctx.obj
+    shell.result_is_printed = as_json or plan
     if plan:
         return _plan(shell, _recipe(size, config, start, lpips, smoke))
     if data is None:
@@ -204,9 +205,12 @@ def _recipe(
     size: str, config: Path | None, start: str | None, lpips: str | None, smoke: bool
 ) -> "Recipe":
     from psssr_fast.training.recipe import default_recipe, load_recipe, smoke_recipe
+    from psssr_fast.weights_files import is_file
 
     recipe = smoke_recipe(size, lpips) if smoke else default_recipe(size)
     if config is not None:
+        if not is_file(config):
+            raise UsageError(f"--config {shortened(str(config))}: cannot be read: no such file")
         recipe = load_recipe(config, recipe)
     if start is not None:
         recipe = replace(recipe, start=start)
@@ -220,19 +224,18 @@ def _train(shell: Shell, recipe: "Recipe", order: Order, habits: tuple[int, int,
     from psssr_fast.training.processes import open_processes
     from psssr_fast.training.trainer import Habits, Trainer
 
-    with messages_to(shell.console):
-        try:
-            manifest = load_manifest(
-                order.data, order.manifest, allow_unlicensed=order.allow_unlicensed
-            )
-            processes = open_processes(resolve_device(order.device))
-            models = build(recipe, processes.device)
-            note = shell.console.note if processes.rank == 0 else _silent
-            trainer = Trainer(recipe, models, manifest, order.out, Habits(*habits), processes, note)
-            trainer.run(order.stages, order.resume)
-        except KeyboardInterrupt:
-            shell.console.note(f"stopped; go on with: psssr train --resume --out {order.out} ...")
-            return INTERRUPTED
+    try:
+        manifest = load_manifest(
+            order.data, order.manifest, allow_unlicensed=order.allow_unlicensed
+        )
+        processes = open_processes(resolve_device(order.device))
+        models = build(recipe, processes.device)
+        note = shell.console.note if processes.rank == 0 else _silent
+        trainer = Trainer(recipe, models, manifest, order.out, Habits(*habits), processes, note)
+        trainer.run(order.stages, order.resume)
+    except KeyboardInterrupt:
+        shell.console.note(f"stopped; go on with: psssr train --resume --out {order.out} ...")
+        return INTERRUPTED
     return OK if processes.rank else _finish(shell, trainer, order)
 
 
@@ -294,9 +297,8 @@ def _write_manifest(
         if not count.isdecimal():
             raise UsageError(f"--held-out must be PATTERN=FRAMES; got {text!r}")
         hidden.append((pattern, int(count)))
-    with messages_to(shell.console):
-        manifest = make_manifest(data, rules, hidden)
-        write_manifest(manifest, path)
+    manifest = make_manifest(data, rules, hidden)
+    write_manifest(manifest, path)
     missing = sum(not source.licence for source in manifest.sources)
     if shell.json:
         print_document("train-manifest", {"file": str(path), **manifest.to_json()})

@@ -24,9 +24,9 @@ from psssr_fast.commands.shell import (
     DebugOption,
     JsonOption,
     Shell,
-    messages_to,
     print_document,
     print_line,
+    shortened,
 )
 from psssr_fast.commands.stopping import stoppable
 from psssr_fast.config import FrequencyUpdate, Profile, Settings, Windows
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 _EXISTING = Existing()
 _READING = Reading()
+_DIGITS = 9  # of a number of pixels or frames
 _ANY = Windows(2**30, 2**30, 2**30, overlap_frames=0, overlap_pixels=0)  # fits every change
 
 
@@ -96,9 +97,9 @@ def numbers(option: str, text: str, form: str) -> tuple[int, ...]:
     """
     parts = text.split("x")
     if len(parts) != len(form.split("x")) or not all(
-        part.isascii() and part.isdigit() for part in parts
+        part.isascii() and part.isdigit() and len(part) <= _DIGITS for part in parts
     ):
-        raise UsageError(f"{option} must be {form}; got {text!r}")
+        raise UsageError(f"{option} must be {form}; got {shortened(text)!r}")
     return tuple(int(part) for part in parts)
 
 
@@ -285,6 +286,7 @@ def upscale(
 
     Sound, subtitles, timestamps and colours are carried over.
     """
+    ctx.obj.result_is_printed = as_json
     console = make_progress(progress)
     changes = PictureChanges(alpha, fdu_filter, window, overlap, scene_cuts)
     memory = MemoryPlan(vram_limit, console.note if explain else None)
@@ -307,7 +309,7 @@ def _run(
     shell.console = console
     if not isinstance(console, BarProgress):  # downloads would draw theirs between our lines
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    with messages_to(console), stoppable():
+    with stoppable():
         jobs = plan_jobs(inputs, output, writing.target)
         return Batch(writing, choice.load, shell, console).run(jobs)
 

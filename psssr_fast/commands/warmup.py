@@ -16,7 +16,6 @@ from psssr_fast.commands.shell import (
     OK,
     DebugOption,
     JsonOption,
-    messages_to,
     print_document,
     print_fields,
     print_line,
@@ -47,10 +46,10 @@ def warmup(
     check_at_least_one({"--size": min(height, width), "--frames": frames})
     from psssr_fast.warmup import warm_up
 
+    ctx.obj.result_is_printed = as_json
     console = ctx.obj.console
-    with messages_to(console):
-        workload = choose_workload(model, (frames, height, width), device, dtype, offline)
-        found = warm_up(workload, console.note)
+    workload = choose_workload(model, (frames, height, width), device, dtype, offline)
+    found = warm_up(workload, console.note)
     if as_json:
         print_document("warmup", found.to_json())
     else:

@@ -94,9 +94,10 @@ class _Temporary:
         if self.is_kept:
             os.close(self.descriptor)
             return
-        for drop in (lambda: os.close(self.descriptor), lambda: self._folder.unlink(self.name)):
-            with contextlib.suppress(OSError):  # it is of no use, and an error may be on its way
-                drop()
+        with contextlib.suppress(OSError):  # it is of no use, and an error may be on its way
+            os.close(self.descriptor)
+        with contextlib.suppress(OSError):
+            self._folder.unlink(self.name)
 
 
 def _packets(

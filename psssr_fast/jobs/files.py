@@ -11,12 +11,11 @@ from pathlib import Path
 
 import av
 
-from psssr_fast.errors import OutOfMemory, OutputError
+from psssr_fast.errors import OutOfMemory, OutputError, lacks_memory
 
 PLAN, JOURNAL, LOCK, DONE = "plan.json", "journal.jsonl", "lock", "done.json"
 _LONGEST_NAME = 255  # bytes; what nearly all file systems allow
 _FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
-_NO_MEMORY = (errno.ENOMEM, errno.EAGAIN)  # EAGAIN: no more threads or processes
 
 
 def job_folder(output: str | Path) -> Path:
@@ -64,7 +63,7 @@ def storing(output: Path, needed: Callable[[], int | None]) -> Iterator[None]:
         if isinstance(error, OutputError):
             raise
         reason = error.strerror or str(error)
-        if error.errno in _NO_MEMORY:
+        if lacks_memory(error):
             raise OutOfMemory(
                 f"{output}: no memory or threads left to write it: {reason}. End other programs; "
                 "the same command goes on from what is kept."

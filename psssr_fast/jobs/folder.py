@@ -38,8 +38,8 @@ class JobFolder(Folder):
     """
 
     def __init__(self, path: Path) -> None:
+        found = os.stat(path, follow_symlinks=False)
         try:
-            found = os.stat(path, follow_symlinks=False)
             if not stat.S_ISDIR(found.st_mode):
                 link = stat.S_ISLNK(found.st_mode)
                 raise refused(path, f"it is {'a link' if link else 'a file'}, not a folder")
@@ -52,7 +52,10 @@ class JobFolder(Folder):
         try:
             reason = self.foreign_to(user)
             if reason is not None:
-                raise refused(path, reason)
+                ours = found.st_uid == user
+                raise refused(
+                    path, reason, f"If all in it is yours, chmod go-w {path}" if ours else ""
+                )
         except BaseException:
             self.close()
             raise
@@ -66,7 +69,7 @@ class JobFolder(Folder):
         """
         try:
             return cls(path)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):  # the latter: it would lie under a file
             return None
 
     @classmethod
@@ -205,9 +208,16 @@ class JobFolder(Folder):
             raise refused(Path(error.filename), f"it {error.strerror}") from error
 
 
-def refused(path: Path, reason: str) -> OutputError:
-    """Return the error that says why a file or folder of a job is not trusted."""
+def refused(path: Path, reason: str, remedy: str = "") -> OutputError:
+    """Return the error that says why a file or folder of a job is not trusted.
+
+    Args:
+        path: of it.
+        reason: why, as the end of a sentence.
+        remedy: what else can be done but to remove it.
+    """
+    remove = f"{remedy}, and run the same command again; or remove it" if remedy else "Remove it"
     return OutputError(
-        f"{path}: not used for the job: {reason}. Nothing of it was touched. Remove it, or choose "
+        f"{path}: not used for the job: {reason}. Nothing of it was touched. {remove}, or choose "
         "another name for the output."
     )

@@ -25,7 +25,7 @@ from psssr_fast.jobs.finished import Finished, is_unfinished, load_finished
 from psssr_fast.jobs.folder import JobFolder
 from psssr_fast.jobs.input import InputWatch, Seen, look_at
 from psssr_fast.jobs.journal import Chunk, Ending, Journal
-from psssr_fast.jobs.kept import keep_frames, keep_numbered, names_in_journal
+from psssr_fast.jobs.kept import drop_frames, frames_in_journal, keep_frames, keep_numbered
 from psssr_fast.jobs.lock import JobLock
 from psssr_fast.jobs.plan import (
     Plan,
@@ -97,7 +97,6 @@ class Job:
         self._journal: Journal | None = None
         self._sink: Sink | None = None
         self._finished: Finished | None = None
-        self._earlier: frozenset[str] = frozenset()  # names of PNG frames that a job has made
         self._cuts: list[int] = []
         self._written = 0
 
@@ -220,7 +219,7 @@ class Job:
         images = self._plan.form == "images"
         if not order.resume:
             if images:
-                self._earlier = names_in_journal(self._folder)
+                drop_frames(self._output, frames_in_journal(self._folder))
             self._folder.sweep()
         # Frames of an earlier run lie where they belong already.
         check_output(order.output, order.reader.info.path, order.overwrite or (begun and images))
@@ -267,12 +266,13 @@ class Job:
         """Keep the chunks that are as they were written, up to the first that is not."""
         log = self._log
         if self._plan.form == "images":
-            self._earlier |= {chunk.file for chunk in log.chunks}
             count = keep_frames(self._output, log.chunks, self._order.overwrite)
         else:
             count = keep_numbered(self._folder, log.chunks)
         if count < len(log.chunks):
             logger.warning("%s: %s is damaged: made anew", self._output, log.chunks[count].file)
+            if self._plan.form == "images":
+                drop_frames(self._output, log.chunks[count:])
             log.cut(count)
         self._folder.sweep(PLAN, JOURNAL, *(chunk.file for chunk in log.chunks))
 
@@ -281,9 +281,7 @@ class Job:
         source, size = self._order.reader.info, (plan.width, plan.height)
         if plan.form == "images":
             overwrite = self._order.overwrite
-            self._sink = ImageSink(
-                self._output, source, size, done, overwrite, self._earlier, commit
-            )
+            self._sink = ImageSink(self._output, source, size, done, overwrite, commit)
         else:
             recipe = Recipe(self._output, pin_threads(plan.encoder), source, size)
             self._sink = VideoSink(self._folder, recipe, plan.chunk_frames, done, commit)

@@ -36,13 +36,10 @@ def keep_frames(output: Path, chunks: Sequence[Chunk], overwrite: bool) -> int:
         overwrite: a file that has the last frame's name may be replaced.
 
     Raises:
-        OutputError: the last frame's name was taken by another program.
+        OutputError: a frame was changed, or the last one's name taken, by another program.
     """
-    if not chunks:
-        return 0
-    try:
-        folder = Folder(output)
-    except OSError:
+    folder = _open(output)
+    if not chunks or folder is None:
         return 0
     with folder:
         last = chunks[-1]
@@ -58,14 +55,42 @@ def keep_frames(output: Path, chunks: Sequence[Chunk], overwrite: bool) -> int:
                     ) from error
         for index, chunk in enumerate(chunks):
             if not MadeFile.of_frame(chunk).is_at(folder, chunk.file):
+                if folder.stat(chunk.file) is not None and not overwrite:
+                    raise OutputError(
+                        f"{output / chunk.file}: not as the unfinished job has written it. Move it "
+                        "away to have it made anew, or pass --overwrite."
+                    )
                 return index
     return len(chunks)
 
 
-def names_in_journal(folder: JobFolder) -> frozenset[str]:
-    """Return the names of the PNG frames that an unfinished job has written, as far as is known."""
+def drop_frames(output: Path, chunks: Sequence[Chunk]) -> None:
+    """Remove PNG frames that are to be made anew, the last first, while the journal knows them.
+
+    Afterwards whatever has the name of a frame is somebody else's. So is a file that is not as the
+    journal says: it stays.
+    """
+    folder = _open(output)
+    if folder is None:
+        return
+    with folder:
+        for chunk in reversed(chunks):
+            if MadeFile.of_frame(chunk).is_at(folder, chunk.file):
+                folder.unlink(chunk.file)
+        folder.sync()
+
+
+def frames_in_journal(folder: JobFolder) -> Sequence[Chunk]:
+    """Return the PNG frames that an unfinished job has written, as far as is known."""
     with contextlib.suppress(InputError):  # a damaged plan: nothing is known
         plan = load_plan(folder)
         if plan is not None:
-            return frozenset(c.file for c in Journal(folder, digest_of(plan), images=True).chunks)
-    return frozenset()
+            return Journal(folder, digest_of(plan), images=True).chunks
+    return ()
+
+
+def _open(output: Path) -> Folder | None:
+    try:
+        return Folder(output)
+    except OSError:
+        return None

@@ -4,7 +4,7 @@ import contextlib
 import os
 from pathlib import Path
 
-from psssr_fast.errors import OutputError
+from psssr_fast.errors import OutputError, PsssrError, UsageError, lacks_memory
 from psssr_fast.jobs.files import job_folder
 from psssr_fast.jobs.finished import is_unfinished, load_finished
 from psssr_fast.jobs.folder import JobFolder
@@ -14,16 +14,34 @@ from psssr_fast.video import check_output, is_image_output
 
 
 def check_place(output: str | Path, source: str | Path, overwrite: bool = False) -> None:
-    """As :func:`psssr_fast.video.check_output`, before any work.
+    """Find out before any work whether an output can be made where it is to be.
 
     An output that is there because the last run was stopped just before its end is no obstacle,
     nor are the PNG frames of an unfinished job.
 
     Raises:
-        UsageError: unknown extension, or the output is the input.
+        UsageError: unknown extension, no possible name, or the output is the input.
         OutputError: it exists, its folder is missing or read-only, another process is making it, or
             what is in the place of the job's folder is not ours to use.
     """
+    try:
+        if "\0" in str(output):  # else found only when the file is made
+            raise ValueError("it has a NUL in it")
+        _check_place(output, source, overwrite)
+    except PsssrError:
+        raise
+    except OSError as error:
+        if lacks_memory(error):
+            raise
+        reason = error.strerror or str(error)
+        raise OutputError(
+            f"{output}: cannot be made there: {reason}. Choose another name."
+        ) from error
+    except ValueError as error:
+        raise UsageError(f"{output}: no file can have this name: {error}") from error
+
+
+def _check_place(output: str | Path, source: str | Path, overwrite: bool) -> None:
     made = begun = False
     folder = JobFolder.find(job_folder(output))
     if folder is not None:

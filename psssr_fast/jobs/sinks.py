@@ -1,7 +1,7 @@
 """Where the frames of a job go: into chunks of a video, or into PNG files of their own."""
 
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,7 +120,6 @@ class ImageSink:
         size: of them: width, height.
         done: how many are there.
         overwrite: files of the same names may be replaced.
-        replaceable: names that an earlier run has given to its frames.
         commit: is given each frame.
     """
 
@@ -131,11 +130,10 @@ class ImageSink:
         size: tuple[int, int],
         done: int,
         overwrite: bool,
-        replaceable: Collection[str],
         commit: Commit,
     ) -> None:
         self._next, self._commit = done, commit
-        self._writer = ImageWriter(folder, *size, overwrite, source, replaceable)
+        self._writer = ImageWriter(folder, *size, overwrite, source)
         self._open = ExitStack()
 
     def prepare(self) -> None:

@@ -1,5 +1,6 @@
 """The convolutions of AlexNet and VGG16, whose features perceptual metrics compare."""
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,9 +116,9 @@ def read_metric_weights(path: str | Path, name: str) -> dict[str, Tensor]:
         ModelError: it is missing or damaged.
     """
     file = Path(path)
-    if file.is_dir():
+    if os.path.isdir(file):
         file = file / f"{name}.safetensors"
-    if not file.is_file():
+    if not os.path.isfile(file):
         raise ModelError(
             f"{shown(file)}: no such file; the metric's weights {name}.safetensors are needed. "
             "Name their directory with --weights or PSSSR_METRICS_WEIGHTS"

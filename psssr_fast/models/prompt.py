@@ -1,5 +1,6 @@
 """The prompt: one sentence, encoded once by umT5 and kept as a small safetensors file."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -58,9 +59,9 @@ def _load_encoder(folder: Path) -> tuple[Any, Any]:
             f"encoding a prompt needs transformers ({shown(error)});"
             " run: pip install 'psssr_fast[prompt]'"
         ) from None
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise ModelError(f"{shown(folder)}: no such directory; give the one umT5 was saved to")
-    separate = (folder / "text_encoder").is_dir()
+    separate = os.path.isdir(folder / "text_encoder")
     encoder_path = folder / "text_encoder" if separate else folder
     tokenizer_path = folder / "tokenizer" if separate else folder
     try:
@@ -108,7 +109,7 @@ def save_prompt(
     path = Path(path)
     if path.suffix != ".safetensors":
         raise UsageError(f"{shown(path)}: the file of a prompt must end in .safetensors")
-    if path.exists() and not overwrite:
+    if os.path.exists(path) and not overwrite:
         raise UsageError(f"{shown(path)} exists; choose another name, or allow overwriting")
     metadata = {"format": "psssr_fast", "prompt": text, "encoder": encoder}
     write_weight_file(path, {PROMPT_KEY: embedding}, metadata)

@@ -6,15 +6,14 @@ The thread in between waits when one queue is empty or the other full, under the
 
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
-from queue import Empty, Full, Queue
-from threading import Event, Thread
+from threading import Thread, current_thread
 from typing import Generic, TypeVar
 
 from psssr_fast.errors import UsageError
+from psssr_fast.runtime.channel import Channel
 from psssr_fast.runtime.ranges import FOR_FRAMES, FOR_OUTPUT, waiting
 
 Item = TypeVar("Item")
-POLL = 0.1  # seconds between looks at whether the other side has gone away
 _END = object()
 
 
@@ -30,42 +29,28 @@ def read_ahead(items: Iterable[Item], depth: int) -> Generator[Item, None, None]
     if _serial(depth):
         yield from _in_turn(items)
         return
-    queue: Queue[object] = Queue(maxsize=depth)
-    stopped = Event()
+    channel: Channel[Item] = Channel(depth)
     failure: list[BaseException] = []
-
-    def put(item: object) -> bool:
-        while not stopped.is_set():
-            try:
-                queue.put(item, timeout=POLL)
-                return True
-            except Full:
-                continue
-        return False
 
     def fetch() -> None:
         try:
             for item in items:
-                if not put(item):
+                if not channel.put(item):
                     return
         except BaseException as error:
             failure.append(error)
-        put(_END)
+        channel.end()
 
     thread = Thread(target=fetch, name="psssr-read-ahead", daemon=True)
     thread.start()
     try:
-        while True:
-            with waiting(FOR_FRAMES):
-                item = queue.get()
-            if item is _END:
-                break
-            yield item  # type: ignore[misc]
+        yield from _in_turn(channel)
         if failure:
             raise failure[0]
     finally:
-        stopped.set()
-        thread.join()
+        channel.close()
+        if thread is not current_thread():  # the garbage collector runs in any thread
+            thread.join()
 
 
 def _serial(depth: int) -> bool:
@@ -89,52 +74,38 @@ class WriteBehind(Generic[Item]):
 
     def __init__(self, write: Callable[[Item], None], depth: int) -> None:
         self._write = write
-        self._queue: Queue[object] = Queue(maxsize=depth)
+        self._channel: Channel[Item] = Channel(depth)
         self._failure: BaseException | None = None
-        self._abandoned = Event()
         self._thread = Thread(target=self._run, name="psssr-write-behind", daemon=True)
         self._thread.start()
 
     def __call__(self, item: Item) -> None:
         """Queue an item; wait while the queue is full. Raises what an earlier write raised."""
         with waiting(FOR_OUTPUT):
-            self._put(item)
+            self._channel.put(item)
         if self._failure is not None:
             raise self._failure
 
     def finish(self) -> None:
         """Wait until everything is written; raise what a write raised."""
         with waiting(FOR_OUTPUT):
-            self._put(_END)
+            self._channel.end()
             self._thread.join()
         if self._failure is not None:
             raise self._failure
 
     def abandon(self) -> None:
         """Stop after the item being written; what is queued is dropped."""
-        self._abandoned.set()
+        self._channel.close()
         self._thread.join()
-
-    def _put(self, item: object) -> None:
-        while self._failure is None:
-            try:
-                self._queue.put(item, timeout=POLL)
-                return
-            except Full:
-                continue
 
     def _run(self) -> None:
         try:
-            while not self._abandoned.is_set():
-                try:
-                    item = self._queue.get(timeout=POLL)
-                except Empty:
-                    continue
-                if item is _END:
-                    return
-                self._write(item)  # type: ignore[arg-type]
+            for item in self._channel:
+                self._write(item)
         except BaseException as error:
             self._failure = error
+            self._channel.close()
 
 
 @contextmanager

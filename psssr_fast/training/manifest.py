@@ -6,6 +6,7 @@ A manifest is a JSON file beside (or apart from) the folder of videos and photos
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatch
@@ -92,7 +93,7 @@ def make_manifest(
         InputError: nothing is there, a file cannot be read, or a pattern matches nothing (a
             renamed file would be trained on).
     """
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise InputError(f"{folder}: no such folder; give a folder of videos and photos")
     files = [p for p in sorted(folder.rglob("*")) if _is_material(p)]
     if not files:
@@ -114,7 +115,7 @@ def make_manifest(
 
 def _is_material(path: Path) -> bool:
     known = path.suffix.lower() in PHOTO_SUFFIXES | VIDEO_SUFFIXES
-    return known and path.is_file() and not path.name.startswith(".")
+    return known and os.path.isfile(path) and not path.name.startswith(".")
 
 
 def _look(file: Path) -> tuple[int, int, int, tuple[int, ...]]:
@@ -182,7 +183,7 @@ def load_manifest(
             one is not recorded.
     """
     path = path or folder / NAME
-    manifest = _parse(folder, path) if path.is_file() else make_manifest(folder)
+    manifest = _parse(folder, path) if os.path.isfile(path) else make_manifest(folder)
     unlicensed = [source.path for source in manifest.sources if not source.licence.strip()]
     if unlicensed and not allow_unlicensed:
         more = f" and {len(unlicensed) - 1} more" if len(unlicensed) > 1 else ""

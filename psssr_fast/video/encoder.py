@@ -41,6 +41,9 @@ class EncoderSettings:
         threads: of the encoder; 0 lets it choose.
         options: further options of the encoder, as (name, value); they win over the above.
         audio: ``"copy"`` carries the sound over unchanged, ``"drop"`` leaves it out.
+
+    Raises:
+        UsageError: a name or option is no printable text.
     """
 
     codec: str = _DEFAULT_CODEC
@@ -50,6 +53,18 @@ class EncoderSettings:
     threads: int = 0
     options: tuple[tuple[str, str], ...] = ()
     audio: Literal["copy", "drop"] = "copy"
+
+    def __post_init__(self) -> None:
+        texts = [
+            ("codec", self.codec),
+            ("preset", self.preset),
+            ("pixel_format", self.pixel_format),
+        ]
+        texts += [("options", text) for pair in self.options for text in pair]
+        for name, value in texts:
+            # Encoders print what they do not know as it is, and end a text at a NUL.
+            if not isinstance(value, str) or not value.isprintable():
+                raise UsageError(f"the encoder's {name} must be printable text; got {value!r}")
 
     def codec_options(self) -> dict[str, str]:
         """The options that the encoder is opened with."""

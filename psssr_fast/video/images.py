@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import os
 import re
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -34,7 +34,8 @@ def is_image_source(path: str | Path) -> bool:
     """Whether a path is a folder, or a pattern such as ``frames/%06d.png`` and no file."""
     file = Path(path)
     is_pattern = file.suffix.lower() == ".png" and _PATTERN.search(file.name) is not None
-    return file.is_dir() or (is_pattern and not file.exists())
+    # Those of Path raise for names that the system refuses.
+    return os.path.isdir(file) or (is_pattern and not os.path.exists(file))
 
 
 def list_images(path: str | Path) -> list[Path]:
@@ -44,7 +45,7 @@ def list_images(path: str | Path) -> list[Path]:
         InputError: there are none, or numbers of a pattern are missing in between.
     """
     file = Path(path)
-    if not file.is_dir():
+    if not os.path.isdir(file):
         return _list_pattern(file)
     check_readable(file)
     found = [item for item in file.iterdir() if item.suffix.lower() == ".png" and item.is_file()]
@@ -242,7 +243,6 @@ class ImageWriter:
         width, height: of every frame, pixels.
         overwrite: replace files of the same names.
         source: the input, whose primaries and transfer go into files of 16 bits.
-        replaceable: names of frames that an earlier run has written, which may be replaced.
     """
 
     def __init__(
@@ -252,12 +252,10 @@ class ImageWriter:
         height: int,
         overwrite: bool,
         source: VideoInfo | None = None,
-        replaceable: Collection[str] = (),
     ) -> None:
         self._path = folder
         self._size = (height, width)
         self._overwrite = overwrite
-        self._replaceable = frozenset(replaceable)
         self._source = source
         self._contexts: dict[str, VideoCodecContext] = {}
         self._folder: Folder | None = None
@@ -277,7 +275,13 @@ class ImageWriter:
             with Folder(self._path.absolute().parent) as parent:
                 parent.sync()
             self._folder = Folder(self._path)
+            self._folder.lock()
             self._folder.unlink(PARTIAL_FRAME)
+        except BlockingIOError as error:  # under another name: the job's lock knows only this one
+            raise OutputError(
+                f"{self._path}: another process writes frames into this folder. Wait for it, or "
+                "choose another folder."
+            ) from error
         except OSError as error:
             raise OutputError(f"{self._path}: cannot make the folder: {error.strerror}") from error
         return self
@@ -313,12 +317,10 @@ class ImageWriter:
         target = self._path / frame.name
         if not is_plain_name(frame.name):
             raise OutputError(f"{self._path}: {frame.name!r} is not the name of a file in it")
-        may_replace = self._overwrite or frame.name in self._replaceable
         try:
-            if not may_replace and self._folder.stat(frame.name) is not None:
+            if not self._overwrite and self._folder.stat(frame.name) is not None:
                 raise FileExistsError
-            self._write_partial(self._encode(frame), note)
-            self._folder.publish(PARTIAL_FRAME, self._folder, frame.name, may_replace)
+            self._write_partial(self._encode(frame), frame.name, note)
             self._folder.sync()
         except FileExistsError as error:
             raise OutputError(
@@ -329,21 +331,32 @@ class ImageWriter:
                 raise
             raise OutputError(f"{target}: cannot be written: {error.strerror}") from error
 
-    def _write_partial(self, content: bytes, note: Callable[[str, int], None] | None) -> None:
-        """Have the file on the disk under a temporary name, which stays if it was noted."""
-        assert self._folder is not None
-        self._folder.unlink(PARTIAL_FRAME)
-        try:
-            with os.fdopen(self._folder.create(PARTIAL_FRAME), "wb") as file:
+    def _write_partial(
+        self, content: bytes, name: str, note: Callable[[str, int], None] | None
+    ) -> None:
+        """Have the file on the disk under a temporary name, which stays if it was noted; then give
+        it its own."""
+        folder = self._folder
+        assert folder is not None
+        folder.unlink(PARTIAL_FRAME)
+        with os.fdopen(folder.create(PARTIAL_FRAME), "wb") as file:
+            try:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-            if note is not None:
-                note(hashlib.sha256(content).hexdigest(), len(content))
-        except BaseException:
-            with contextlib.suppress(OSError):
-                self._folder.unlink(PARTIAL_FRAME)
-            raise
+                if note is not None:
+                    note(hashlib.sha256(content).hexdigest(), len(content))
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    folder.unlink(PARTIAL_FRAME)
+                raise
+            found = folder.stat(PARTIAL_FRAME)
+            if found is None or not os.path.samestat(found, os.fstat(file.fileno())):
+                raise OutputError(
+                    f"{self._path / PARTIAL_FRAME}: removed or replaced by another program, which "
+                    "must not write there. Run the same command again."
+                )
+            folder.publish(PARTIAL_FRAME, folder, name, self._overwrite)
 
     def _encode(self, frame: Frame) -> bytes:
         deep = frame.pixels.dtype == np.uint16

@@ -9,7 +9,7 @@ from psssr_fast.video.encoder import CONTAINERS
 
 def is_image_output(path: str | Path) -> bool:
     """Whether an output path means a folder of PNG frames: a folder, ``.../``, or no extension."""
-    return str(path).endswith(("/", os.sep)) or Path(path).is_dir() or not Path(path).suffix
+    return str(path).endswith(("/", os.sep)) or os.path.isdir(path) or not Path(path).suffix
 
 
 def check_output(path: str | Path, source: str | Path, overwrite: bool = False) -> None:
@@ -35,21 +35,21 @@ def check_output(path: str | Path, source: str | Path, overwrite: bool = False) 
             "name with / to write a folder of PNG frames."
         )
     if os.path.lexists(target):
-        if target.exists() and Path(source).exists() and target.samefile(source):
+        if os.path.exists(target) and os.path.exists(source) and target.samefile(source):
             raise UsageError(f"{path}: the output is the input. Choose another name.")
         _check_existing(target, images, overwrite)
     parent = target.parent
-    if not parent.is_dir():
+    if not os.path.isdir(parent):
         raise OutputError(f"{path}: there is no folder {parent}. Make it first.")
-    place = target if target.is_dir() else parent
+    place = target if os.path.isdir(target) else parent
     if not os.access(place, os.W_OK | os.X_OK):
         raise OutputError(f"{path}: no permission to write in {place}. Choose another folder.")
 
 
 def _check_existing(target: Path, images: bool, overwrite: bool) -> None:
-    if images and not target.is_dir():
+    if images and not os.path.isdir(target):
         raise OutputError(f"{target}: a file, not a folder. Choose another name for the folder.")
-    if not images and not target.is_file():
+    if not images and not os.path.isfile(target):
         raise OutputError(f"{target}: not a regular file. Choose another name.")
     if overwrite:
         return

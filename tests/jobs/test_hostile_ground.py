@@ -25,7 +25,7 @@ def snapshot(folder: Path) -> dict[str, tuple[object, ...]]:
     for path in sorted(folder.rglob("*")):
         about = path.lstat()
         content = path.read_bytes() if path.is_file() and not path.is_symlink() else b""
-        found[str(path)] = (about.st_mode, about.st_uid, about.st_nlink, content)
+        found[str(path)] = (about.st_mode, about.st_uid, about.st_nlink, about.st_mtime, content)
     return found
 
 
@@ -169,6 +169,16 @@ def test_a_file_that_is_written_in_place_has_no_other_name(clip, documents, stop
     with pytest.raises(OutputError, match=f"{name}: not used for the job: it is a hard link"):
         copy_video(clip, stopped)
     assert precious.read_text() == "precious thesis.txt"
+
+
+def test_an_older_folder_that_a_group_may_write_says_how_to_go_on(clip, stopped):
+    """Earlier versions made it with the umask; that of many systems lets the user's group write."""
+    job = folder_of(stopped)
+    job.chmod(0o775)
+    with pytest.raises(OutputError, match=f"If all in it is yours, chmod go-w {job}, and run"):
+        copy_video(clip, stopped)
+    job.chmod(0o755)
+    assert copy_video(clip, stopped).resumed == 12
 
 
 def test_temporary_names_are_never_followed(clip, documents, work):

@@ -123,6 +123,82 @@ def test_restart_replaces_the_frames_of_the_first_run_and_no_others(tmp_path):
     assert digest(output) == digest(tmp_path / "whole")
 
 
+def stop_after(frames: Path, output: Path, count: int, **options) -> None:
+    """Run a job on a folder of frames until so many more have got their names."""
+    with pytest.raises(ZeroDivisionError), meanwhile("image-renamed", lambda: 1 // 0, count):
+        copy_video(frames, output, **options)
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+@pytest.mark.parametrize("again", [False, True])
+def test_an_interrupted_restart_goes_on(tmp_path, count, again):
+    frames, output = write_frames(tmp_path / "frames", 6), tmp_path / "out"
+    copy_video(frames, tmp_path / "whole")
+    stop_after(frames, output, 4)
+    if count:
+        stop_after(frames, output, count, resume=False)
+    else:
+        with pytest.raises(ZeroDivisionError), meanwhile("plan-renamed", lambda: 1 // 0):
+            copy_video(frames, output, resume=False)
+    copy_video(frames, output, resume=not again)
+    assert digest(output) == digest(tmp_path / "whole")
+    assert {path.name for path in tmp_path.iterdir()} == {"frames", "whole", "out"}
+
+
+def test_an_interrupted_repair_goes_on(tmp_path):
+    """A frame in the middle has gone: it and all later ones are made anew, and that is stopped."""
+    frames, output = write_frames(tmp_path / "frames", 6), tmp_path / "out"
+    copy_video(frames, tmp_path / "whole")
+    stop_after(frames, output, 5)
+    (output / "0001.png").unlink()
+    stop_after(frames, output, 2)
+    copy_video(frames, output)
+    assert digest(output) == digest(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("resume", [True, False])
+def test_a_frame_that_the_user_has_edited_is_not_replaced(tmp_path, resume):
+    frames, output = write_frames(tmp_path / "frames", 6), tmp_path / "out"
+    copy_video(frames, tmp_path / "whole")
+    stop_after(frames, output, 4)
+    (output / "0001.png").write_text("edited")
+    with pytest.raises(OutputError, match=r"0001\.png: (not as the unfinished|exists already)"):
+        copy_video(frames, output, resume=resume)
+    assert (output / "0001.png").read_text() == "edited"
+    copy_video(frames, output, overwrite=True, resume=resume)
+    assert digest(output) == digest(tmp_path / "whole")
+
+
+def test_a_folder_of_frames_has_one_writer_whatever_it_is_called(tmp_path):
+    frames, output = write_frames(tmp_path / "frames", 4), tmp_path / "out"
+    output.mkdir()
+    (tmp_path / "alias").symlink_to("out")
+
+    def second() -> None:
+        with pytest.raises(OutputError, match="another process writes frames into this folder"):
+            copy_video(frames, tmp_path / "alias", overwrite=True)
+
+    with meanwhile("image-written", second, 2):
+        copy_video(frames, output)
+    copy_video(frames, tmp_path / "whole")
+    assert digest(output) == digest(tmp_path / "whole")
+    assert {path.name for path in tmp_path.iterdir()} == {"frames", "whole", "out", "alias"}
+
+
+def test_a_frame_that_another_program_has_exchanged_is_not_published(tmp_path):
+    frames, output = write_frames(tmp_path / "frames", 4), tmp_path / "out"
+    copy_video(frames, tmp_path / "whole")
+
+    def exchange() -> None:
+        (output / PARTIAL_FRAME).unlink()
+        (output / PARTIAL_FRAME).write_text("theirs")
+
+    with meanwhile("journaled", exchange, 2), pytest.raises(OutputError, match="another program"):
+        copy_video(frames, output)
+    copy_video(frames, output)
+    assert digest(output) == digest(tmp_path / "whole")
+
+
 def test_a_frame_that_is_in_the_journal_gets_its_name_without_being_made_again(tmp_path):
     frames, output = write_frames(tmp_path / "frames", 4), tmp_path / "out"
     with pytest.raises(ZeroDivisionError), meanwhile("journaled", lambda: 1 // 0, 2):
