@@ -9,7 +9,7 @@ CLIP = examples/demo_180p.mp4
 UPSCALED = demo/demo_720p.mp4
 PICTURE = demo/before_after.png
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check torture bench clean
 
 demo: $(VENV)/.installed
 	@mkdir -p demo
@@ -24,6 +24,15 @@ check: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+
+# Each driver says on its last line what it found; all run, also after one that failed.
+TORTURES = "kill.py --jobs 50 --seed 1" "file_operations.py --every 2" \
+  "fuzz.py --files 3000 --seed 1" "memory.py --frames 3000 --small --max-slope 4096" \
+  "memory.py --jobs 500"
+
+torture: $(VENV)/.installed-dev
+	@failed=0; for run in $(TORTURES); do echo "tests/torture/$$run"; \
+	  $(VENV)/bin/python tests/torture/$$run || failed=1; done; exit $$failed
 
 bench: $(VENV)/.installed-dev
 	$(VENV)/bin/python -m pytest benchmarks --benchmark-only --benchmark-json=benchmarks.json

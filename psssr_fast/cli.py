@@ -33,8 +33,9 @@ from psssr_fast.errors import OutputError
 _TyperUsageError = typer.BadParameter.__mro__[1]
 
 _EXIT_CODES = (
-    "Exit codes: 0 done, 2 usage, 3 bad input, 4 model or weights, 5 out of memory, 6 output or "
-    "disk, 7 some of several inputs or checks failed, 130 interrupted, 1 a mistake of this program."
+    "Exit codes: 0 done, 2 usage, 3 bad input, 4 model or weights, 5 out of memory or threads, "
+    "6 output or disk, 7 some of several inputs or checks failed, 130 interrupted, 1 a mistake of "
+    "this program."
 )
 
 app = typer.Typer(

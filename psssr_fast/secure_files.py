@@ -47,24 +47,26 @@ class Folder:
     Args:
         path: where it is; for messages, and on systems that cannot open folders.
         follow: whether ``path`` itself may be a link to a folder.
+        within: descriptor of the folder that a relative ``path`` begins in; the current one if left
+            out.
 
     Raises:
         OSError: there is no such folder, or it may not be read.
         NotADirectoryError: ``path`` is a link and may not be one, or is no folder.
     """
 
-    def __init__(self, path: Path, follow: bool = True) -> None:
+    def __init__(self, path: Path, follow: bool = True, within: int | None = None) -> None:
         self.path = path
         self.descriptor: int | None = None
         if _AT_DESCRIPTOR:
             flags = os.O_DIRECTORY | _FLAGS | (0 if follow else os.O_NOFOLLOW)
             try:
-                self.descriptor = os.open(path, flags | os.O_RDONLY)
+                self.descriptor = os.open(path, flags | os.O_RDONLY, dir_fd=within)
             except PermissionError:
                 if _ONLY_NAMES is None:
                     raise
                 # A folder to drop files into, which may not be read; nor can it be synced.
-                self.descriptor = os.open(path, flags | _ONLY_NAMES)
+                self.descriptor = os.open(path, flags | _ONLY_NAMES, dir_fd=within)
 
     def __enter__(self) -> Self:
         return self
@@ -81,8 +83,23 @@ class Folder:
         """Close the descriptor; a second time does nothing."""
         descriptor, self.descriptor = self.descriptor, None
         if descriptor is not None:
+            unlock(descriptor)
             with contextlib.suppress(OSError):  # nothing was written through it
                 os.close(descriptor)
+
+    def around(self) -> "Folder":
+        """Open the folder that this one is in now, whatever its name has become."""
+        if self.descriptor is None:
+            return Folder(self.path.parent)
+        return Folder(Path(".."), within=self.descriptor)
+
+    def is_at(self, path: Path) -> bool:
+        """Return whether a path leads to this folder."""
+        try:
+            found = os.stat(path)
+        except OSError:
+            return False
+        return self.descriptor is None or os.path.samestat(found, os.fstat(self.descriptor))
 
     def at(self, name: str) -> str | Path:
         """Return what names a file for calls with ``dir_fd=folder.descriptor``.
@@ -320,6 +337,13 @@ def _rename_new(here: str | Path, old: int | None, there: str | Path, new: int |
     if number in _NO_SUCH_CALL:
         return False
     raise OSError(number, os.strerror(number), str(there))
+
+
+def unlock(descriptor: int) -> None:
+    """Give up a lock, also for processes that were forked while it was held and still live."""
+    if fcntl is not None:
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
 
 
 @contextlib.contextmanager

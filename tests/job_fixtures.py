@@ -72,8 +72,9 @@ def copy_video(source: Path, output: Path, overwrite: bool = False, resume: bool
 
 
 @contextlib.contextmanager
-def meanwhile(point: str, act: Callable[[], None], number: int = 1) -> Iterator[None]:
-    """Have ``act`` happen when the job passes a point for the ``number``-th time."""
+def meanwhile(point: str, act: Callable[[], object], number: int | str = 1) -> Iterator[None]:
+    """Have ``act`` happen when the job passes a point for the ``number``-th time; ``"2+"`` is the
+    second and all later ones."""
     with (
         mock.patch.dict("psssr_fast.faults._ACTIONS", {"int": act}),
         injected(f"{point}:{number}:int"),

@@ -73,9 +73,11 @@ def storing(output: Path, needed: Callable[[], int | None]) -> Iterator[None]:
                 f"{output}: cannot be written: {reason}. Check the folder; the same command goes "
                 "on from what is kept."
             ) from error
-        bytes_needed, free = needed(), shutil.disk_usage(output.parent).free
+        bytes_needed, free = needed(), "little"
         about = "" if bytes_needed is None else f"about {readable(bytes_needed)} more needed, "
+        with contextlib.suppress(OSError):  # the folder may have been moved
+            free = readable(shutil.disk_usage(output.parent).free)
         raise OutputError(
             f"{output}: cannot be written: {reason}. Free some space and run the same command "
-            f"again: {about}{readable(free)} free in {output.parent}."
+            f"again: {about}{free} free in {output.parent}."
         ) from error

@@ -179,7 +179,7 @@ class JobFolder(Folder):
                 self.unlink(name)
 
     def _remove_folder(self) -> None:
-        with Folder(self.path.parent) as parent:
+        with self.around() as parent:
             now = parent.stat(self.path.name)
             if now is None or self.descriptor is None or not self._is(now):
                 return  # its name stands for something else by now

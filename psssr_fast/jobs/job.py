@@ -27,9 +27,11 @@ from psssr_fast.jobs.input import InputWatch, Seen, look_at
 from psssr_fast.jobs.journal import Chunk, Ending, Journal
 from psssr_fast.jobs.kept import drop_frames, frames_in_journal, keep_frames, keep_numbered
 from psssr_fast.jobs.lock import JobLock
+from psssr_fast.jobs.place import taken
 from psssr_fast.jobs.plan import (
     Plan,
     adopt,
+    check_form,
     differences,
     digest_of,
     load_plan,
@@ -44,6 +46,7 @@ from psssr_fast.video import Frame, Reader, check_output
 
 logger = logging.getLogger(__name__)
 Item = TypeVar("Item")
+_ASSEMBLIES = 3  # tries to copy the sound of an input that something touches meanwhile
 SCENE_MEMORY = 16  # frames before a frame that may decide whether it begins a scene
 
 
@@ -90,6 +93,7 @@ class Job:
         self.warnings: tuple[str, ...] = ()
         self._order, self._plan = order, order.plan
         self._output = Path(order.output)
+        self._name = Path(os.path.abspath(order.output)).name  # in its folder
         self._lock = JobLock(job_folder(order.output), self._output)
         source = order.reader.info.path
         self._input = InputWatch(source, order.plan.source, order.seen or look_at(source))
@@ -203,11 +207,6 @@ class Job:
     def _folder(self) -> JobFolder:
         return self._lock.folder
 
-    @property
-    def _name(self) -> str:
-        """The output's name in its folder."""
-        return Path(os.path.abspath(self._order.output)).name
-
     def _look(self) -> None:
         order, begun = self._order, is_unfinished(self._folder)
         finished = load_finished(self._folder) if order.resume else None
@@ -253,6 +252,7 @@ class Job:
             fault("plan-renamed")
         else:
             self._plan = adopt(self._plan, stored)
+        check_form(self._output, stored, self._plan)
         changes = differences(stored, self._plan.to_json())
         if changes:
             raise InputError(
@@ -346,23 +346,25 @@ class Job:
 
     def _assemble(self, sink: Sink, chunks: list[Chunk]) -> Made:
         """Make the output, with the sound of the very input that the pictures come from."""
-        if not self._input.is_unchanged():
-            raise self._changed()
-        before = look_at(self._order.reader.info.path)
-        made = sink.publish(chunks)
-        if not self._input.is_untouched_since(before):
-            raise self._changed()
-        return made
+        source = self._order.reader.info
+        for _ in range(_ASSEMBLIES):
+            if not self._input.is_unchanged():
+                raise self._changed()
+            before = look_at(source.path)
+            made = sink.publish(chunks)
+            # Where no sound is copied, the check before was enough.
+            if source.kind == "images" or self._input.is_untouched_since(before):
+                return made
+        raise InputError(
+            f"{source.path}: touched again and again while its sound is copied. Run the same "
+            "command again when it is left alone; all frames are kept."
+        )
 
     def _give_name(self, temporary: str) -> None:
         try:
             self._folder.publish(temporary, self._parent, self._name, self._order.overwrite)
-        except FileExistsError as error:
-            raise OutputError(
-                f"{self._output}: exists already: another program has made it in the meantime. "
-                "All frames are kept: move it away, or pass --overwrite, and run the same command "
-                "again."
-            ) from error
+        except (FileExistsError, IsADirectoryError) as error:
+            raise taken(self._output) from error
         self._parent.sync()
 
     def _leave(self) -> None:

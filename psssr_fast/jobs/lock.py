@@ -13,6 +13,7 @@ from typing import Self
 from psssr_fast.errors import OutputError
 from psssr_fast.jobs.files import LOCK, job_folder
 from psssr_fast.jobs.folder import JobFolder
+from psssr_fast.secure_files import unlock
 
 try:
     import fcntl
@@ -186,6 +187,7 @@ class JobLock:
             with contextlib.suppress(OSError):
                 if _read(self.folder) == self.owner:
                     os.ftruncate(self._descriptor, 0)
+            unlock(self._descriptor)
             with contextlib.suppress(OSError):  # network disks report late errors here
                 os.close(self._descriptor)
             self._descriptor = None

@@ -65,6 +65,17 @@ def _remove(output: str | Path) -> None:
         lock.folder.clear(keep_lock=False)
 
 
+def taken(output: Path) -> OutputError:
+    """Return the error that says that something has got the output's name meanwhile."""
+    is_folder = os.path.isdir(output)
+    what = "a folder of this name exists" if is_folder else "exists"
+    other = "" if is_folder else ", or pass --overwrite,"
+    return OutputError(
+        f"{output}: {what} already: another program has made it in the meantime. All frames are "
+        f"kept: move it away{other} and run the same command again."
+    )
+
+
 def is_being_made(output: str | Path) -> bool:
     """Return whether a job of this output was begun and not brought to its end.
 

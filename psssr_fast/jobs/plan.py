@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from psssr_fast.config import Settings, Windows
-from psssr_fast.errors import InputError
+from psssr_fast.errors import InputError, OutputError
 from psssr_fast.jobs.files import PLAN, job_folder
 from psssr_fast.jobs.folder import MAX_PLAN, JobFolder
 from psssr_fast.jobs.input import Source
@@ -193,6 +193,21 @@ def settle_threads(plan: Plan) -> Plan:
     x264 = plan.encoder.codec.startswith("libx264")
     count = max(1, (cores or 1) * 3 // 2 if x264 else cores or 1)  # what x264 would take
     return replace(plan, encoder=replace(plan.encoder, threads=min(count, 16)))
+
+
+def check_form(output: Path, stored: dict[str, Any], plan: Plan) -> None:
+    """Refuse to make frames where an unfinished job makes a video, or the other way round.
+
+    Raises:
+        OutputError: something has got the output's name meanwhile, and decides what it would be.
+    """
+    forms = [form == "images" for form in (stored.get("form"), plan.form)]
+    if forms[0] != forms[1]:
+        was, now = ("a folder of frames" if images else "a video" for images in forms)
+        raise OutputError(
+            f"{output}: its unfinished job makes {was}, and now it would be {now}. Move away what "
+            "has the name and run the same command again, or choose another name."
+        )
 
 
 def differences(stored: dict[str, Any], wanted: dict[str, Any]) -> str:

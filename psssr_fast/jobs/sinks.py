@@ -93,7 +93,8 @@ class VideoSink:
 
     def publish(self, chunks: list[Chunk]) -> Made:
         needed = sum(chunk.bytes for chunk in chunks)
-        place = os.statvfs(self._folder.path) if hasattr(os, "statvfs") else None
+        where = self._folder.path if self._folder.descriptor is None else self._folder.descriptor
+        place = os.statvfs(where) if hasattr(os, "statvfs") else None
         if place is not None and place.f_bavail * place.f_frsize < needed:
             raise OutputError(
                 f"{self._recipe.output}: all frames are ready, but {readable(needed)} are needed "
@@ -153,6 +154,7 @@ class ImageSink:
         """Nothing is left: every frame was committed when it was written."""
 
     def publish(self, chunks: list[Chunk]) -> Made:
+        self._writer.check_place()
         return Made(tuple(map(MadeFile.of_frame, chunks)), self._writer.warnings)
 
     def abandon(self) -> None:

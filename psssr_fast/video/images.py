@@ -276,15 +276,39 @@ class ImageWriter:
                 parent.sync()
             self._folder = Folder(self._path)
             self._folder.lock()
-            self._folder.unlink(PARTIAL_FRAME)
+            self._clear_partial()
         except BlockingIOError as error:  # under another name: the job's lock knows only this one
             raise OutputError(
                 f"{self._path}: another process writes frames into this folder. Wait for it, or "
                 "choose another folder."
             ) from error
         except OSError as error:
+            if isinstance(error, OutputError):
+                raise
             raise OutputError(f"{self._path}: cannot make the folder: {error.strerror}") from error
         return self
+
+    def _clear_partial(self) -> None:
+        assert self._folder is not None
+        try:
+            self._folder.unlink(PARTIAL_FRAME)
+        except (IsADirectoryError, PermissionError) as error:
+            raise OutputError(
+                f"{self._path / PARTIAL_FRAME}: cannot be removed, and a job makes a file of this "
+                f"name: {error.strerror}. Remove it, or choose another folder."
+            ) from error
+
+    def check_place(self) -> None:
+        """Make sure that the frames are where they were to be.
+
+        Raises:
+            OutputError: the folder was moved, or another one has got its name.
+        """
+        if self._folder is not None and not self._folder.is_at(self._path):
+            raise OutputError(
+                f"{self._path}: moved, or replaced by another folder, while frames were written "
+                "into it. Move it back and run the same command again."
+            )
 
     def __exit__(
         self,

@@ -10,8 +10,8 @@ import time
 from dataclasses import asdict, replace
 
 import pytest
-from cli_fixtures import command
-from job_fixtures import KILLED, SMALL, digest, folder_of, write_clip
+from cli_fixtures import command, write_frames
+from job_fixtures import KILLED, SMALL, copy_video, digest, folder_of, meanwhile, write_clip
 from model_fixtures import upscaler
 
 from psssr_fast.config import Windows, settings_for
@@ -99,6 +99,32 @@ def test_of_many_processes_one_gets_it(tmp_path, monkeypatch, system_locks):
     if system_locks:
         assert sum(text == "had it" for text in told) == 1
     assert all(text == "had it" or "locked by pid" in text for text in told)
+
+
+def test_a_fork_that_outlives_the_job_does_not_keep_its_locks(tmp_path):
+    """As of a pool of processes that the caller made meanwhile."""
+    children = []
+
+    def fork() -> None:
+        if not children:
+            ready, told = os.pipe()
+            process = os.fork()
+            if process == 0:
+                os.close(told)
+                os.read(ready, 1)  # until the parent closes its end
+                os._exit(0)
+            children.append((process, told))
+
+    frames = write_frames(tmp_path / "frames", 2)
+    with meanwhile("image-renamed", fork, "1+"):
+        copy_video(frames, tmp_path / "out")
+    try:
+        copy_video(frames, tmp_path / "out", overwrite=True)
+    finally:
+        for process, told in children:
+            os.close(told)
+            os.waitpid(process, 0)
+    assert len(children) == 1
 
 
 def test_a_lock_that_was_taken_away_is_noticed_before_anything_is_kept(tmp_path):

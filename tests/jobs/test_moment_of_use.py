@@ -268,6 +268,83 @@ def test_an_input_of_which_only_what_is_told_changes_is_the_same(clip, whole_cop
         (tmp_path / "out.mp4").unlink()
 
 
+@pytest.mark.parametrize("times", [1, 2, 99])
+def test_an_input_that_is_touched_while_its_sound_is_copied(clip, whole_copy, tmp_path, times):
+    """Its content decides: the sound is copied once more, and only at last is it given up."""
+    source, output = tmp_path / "in.mp4", tmp_path / "out.mp4"
+    shutil.copy(clip, source)
+    left = [times]
+
+    def touch() -> None:
+        if left[0]:
+            left[0] -= 1
+            source.chmod(0o600 + left[0] % 2 * 0o44)
+
+    with meanwhile("assembling", touch, "1+"):
+        if times == 99:
+            with pytest.raises(InputError, match=r"touched again and again .* are kept"):
+                copy_video(source, output)
+            left[0] = 0
+            assert copy_video(source, output).resumed == 14
+        else:
+            copy_video(source, output)
+    assert digest(output) == digest(whole_copy)
+    assert {path.name for path in tmp_path.iterdir()} == {"in.mp4", "out.mp4"}
+
+
+def test_a_folder_in_the_place_of_a_video_costs_no_frames(clip, whole_copy, tmp_path):
+    output = tmp_path / "out.mp4"
+    with (
+        meanwhile("noted", output.mkdir),
+        pytest.raises(OutputError, match="a folder of this name exists already") as refusal,
+    ):
+        copy_video(clip, output)
+    assert "--overwrite" not in str(refusal.value), "it would not help"
+    for overwrite in (False, True):
+        with pytest.raises(OutputError, match="unfinished job makes a video, and now it would be"):
+            copy_video(clip, output, overwrite=overwrite)
+    output.rmdir()
+    assert copy_video(clip, output).resumed == 14
+    assert digest(output) == digest(whole_copy)
+
+
+def test_a_folder_of_frames_that_is_moved_meanwhile_is_not_done(tmp_path):
+    frames, output = write_frames(tmp_path / "frames", 4), tmp_path / "out"
+    copy_video(frames, tmp_path / "whole")
+
+    def move() -> None:
+        output.rename(tmp_path / "moved")
+        output.mkdir()
+
+    with (
+        meanwhile("image-renamed", move, 2),
+        pytest.raises(OutputError, match="moved, or replaced by another folder"),
+    ):
+        copy_video(frames, output)
+    output.rmdir()
+    (tmp_path / "moved").rename(output)
+    copy_video(frames, output)
+    assert digest(output) == digest(tmp_path / "whole")
+
+
+def test_a_moved_folder_keeps_its_job(clip, whole_copy, tmp_path):
+    """The folder around the output is renamed: the job's folder goes along and is cleared there."""
+    folder, output = tmp_path / "folder", tmp_path / "folder/out.mp4"
+    folder.mkdir()
+    with meanwhile("noted", lambda: folder.rename(tmp_path / "moved")):
+        copy_video(clip, output)
+    assert digest(tmp_path / "moved/out.mp4") == digest(whole_copy)
+    assert {path.name for path in (tmp_path / "moved").iterdir()} == {"out.mp4"}
+
+
+def test_a_folder_in_the_place_of_the_next_frame_is_named(tmp_path):
+    frames, output = write_frames(tmp_path / "frames", 4), tmp_path / "out"
+    (output / PARTIAL_FRAME).mkdir(parents=True)
+    with pytest.raises(OutputError, match=f"{PARTIAL_FRAME}: cannot be removed"):
+        copy_video(frames, output)
+    assert (output / PARTIAL_FRAME).is_dir()
+
+
 def test_frames_that_change_meanwhile_are_refused(tmp_path):
     frames = write_frames(tmp_path / "frames", 4)
     acts = (
