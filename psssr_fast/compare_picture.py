@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from psssr_fast.compare import Comparison, Crop, Pixels, Side
 from psssr_fast.errors import OutputError, UsageError
-from psssr_fast.secure_files import whole_file
+from psssr_fast.files import whole_file
 
 WIDTH = 1920
 MARGIN, GAP, PAIR_GAP = 40, 32, 5

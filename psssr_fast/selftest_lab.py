@@ -23,7 +23,7 @@ FRAMES, HEIGHT, WIDTH = 14, 32, 48
 TICKS = (0, 40, 80, 130, 170, 210, 250, 300, 340, 420, 460, 500, 540, 580)  # ms: not even
 WINDOWS = Windows(frames=4, height=128, width=128, overlap_frames=1, overlap_pixels=16)
 CHUNK = 4  # frames
-_PATIENCE = 300  # seconds that a process may take
+_PATIENCE = 900  # seconds after which a process is taken for hung, on a busy machine too
 
 
 class Failure(Exception):

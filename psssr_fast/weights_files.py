@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from psssr_fast.errors import ModelError, OutputError
-from psssr_fast.secure_files import Folder
+from psssr_fast.files import Folder
 
 Shape = tuple[int, ...]
 

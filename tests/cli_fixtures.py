@@ -16,6 +16,7 @@ from psssr_fast.cli import main
 from psssr_fast.video import open_reader
 
 WIDTH, HEIGHT = 64, 36
+HANGS_AFTER = 1800  # seconds after which a process is taken for hung, however busy the machine
 
 # A background job of a shell has Ctrl-C switched off; the program under test must not inherit that.
 _START = (
@@ -58,7 +59,7 @@ def run_process(*arguments: object, cwd: Path | None = None, start: str = _START
         cwd=cwd,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=HANGS_AFTER,
     )
     return Done(done.returncode, done.stdout, done.stderr)
 
@@ -71,14 +72,14 @@ def stop_while_writing(
     with subprocess.Popen(
         command(*arguments), cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
-        until = time.monotonic() + 180  # of a busy machine
+        until = time.monotonic() + HANGS_AFTER
         while not any(size_of(file) for file in folder.glob(begun)) and process.poll() is None:
             assert time.monotonic() < until
             time.sleep(0.01)
         process.send_signal(number)
         time.sleep(0.01)
         process.send_signal(number)
-        out, err = process.communicate(timeout=180)
+        out, err = process.communicate(timeout=HANGS_AFTER)
     return Done(process.returncode, out, err)
 
 

@@ -7,6 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+
+# Threads of torch that wait for each other must not spin meanwhile: on a busy machine that takes
+# four times the processor time. It is read when torch is loaded, here and in child processes.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import torch
 
 if TYPE_CHECKING:

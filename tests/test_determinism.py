@@ -53,14 +53,14 @@ def test_the_last_of_several_threads_puts_them_back(loose):
     def second():
         with deterministic(2):
             second_inside.set()
-            first_left.wait(10)
+            first_left.wait(60)
             seen.append(torch.are_deterministic_algorithms_enabled())
 
     seen = []
     thread = threading.Thread(target=second)
     with deterministic(2):
         thread.start()
-        assert second_inside.wait(10)
+        assert second_inside.wait(60)
     first_left.set()
     thread.join()
     assert seen == [True] and switches() == before

@@ -12,7 +12,7 @@ from pathlib import Path
 import av
 import pytest
 from av.stream import Disposition
-from cli_fixtures import pictures, write_silence, write_video
+from cli_fixtures import HANGS_AFTER, pictures, write_silence, write_video
 
 from psssr_fast.errors import InputError
 from psssr_fast.video import open_reader, probe
@@ -289,7 +289,7 @@ def test_the_command_line_ends_soon_and_small(tmp_path, name, code):
     before = sorted(path.name for path in tmp_path.iterdir())
     done = subprocess.run(
         [sys.executable, "-c", MEASURED, "upscale", name, "-s", "1", "--progress", "none"],
-        cwd=tmp_path, capture_output=True, text=True, timeout=100,
+        cwd=tmp_path, capture_output=True, text=True, timeout=HANGS_AFTER,
     )  # fmt: skip
     *said, kibibytes = done.stderr.splitlines()
     assert done.returncode == code

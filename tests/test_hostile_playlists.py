@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from cli_fixtures import write_video
+from cli_fixtures import HANGS_AFTER, write_video
 from PIL import Image
 
 SECRET = "the-secret-that-must-not-come-out"
@@ -106,7 +106,7 @@ def watched(tmp_path_factory) -> tuple[Path, list[str], str, str]:
         [strace, "-f", "--seccomp-bpf", "-o", log, "-s", "999",
          "-e", "trace=open,openat,socket,connect,execve",
          sys.executable, "-c", WATCHED, *names],
-        cwd=folder, capture_output=True, text=True, timeout=120,
+        cwd=folder, capture_output=True, text=True, timeout=HANGS_AFTER,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return folder, names, done.stdout, log.read_text().partition("/begin-of-watching")[2]

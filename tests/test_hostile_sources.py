@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from cli_fixtures import write_video
+from cli_fixtures import HANGS_AFTER, write_video
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted([*ROOT.glob("psssr_fast/**/*.py"), *ROOT.glob("kernels/**/*.py")])
@@ -115,7 +115,7 @@ def without_network(code: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     if unshare is None or subprocess.run([unshare, "-rn", "true"], capture_output=True).returncode:
         pytest.skip("this system gives no network namespace")
     command = [unshare, "-rn", sys.executable, "-c", WATCHED + code]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=HANGS_AFTER)
 
 
 @pytest.mark.parametrize(

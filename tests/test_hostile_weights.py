@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 import torch
-from cli_fixtures import Psssr, write_video
+from cli_fixtures import HANGS_AFTER, Psssr, write_video
 from safetensors.torch import save
 
 from psssr_fast.checkpoint import load_checkpoint
@@ -193,7 +193,10 @@ def refusals(tmp_path_factory) -> dict[str, list[Any]]:
     for name, make in HEAVY.items():
         dump(folder / name, make())
     done = subprocess.run(
-        [sys.executable, "-c", LOAD_ALL, str(folder)], capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", LOAD_ALL, str(folder)],
+        capture_output=True,
+        text=True,
+        timeout=HANGS_AFTER,
     )
     assert done.returncode == 0, done.stderr
     lines = [json.loads(line) for line in done.stdout.splitlines()]

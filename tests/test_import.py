@@ -44,8 +44,8 @@ def test_importing_the_package_loads_neither_torch_nor_numpy():
     assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr
 
 
-def test_importing_the_package_takes_less_than_300_milliseconds():
-    code = "import time; t = time.perf_counter(); import psssr_fast; print(time.perf_counter() - t)"
+def test_importing_the_package_takes_less_than_300_milliseconds_of_a_processor():
+    code = "import time; t = time.process_time(); import psssr_fast; print(time.process_time() - t)"
     assert min(float(python(code).stdout) for _ in range(3)) < 0.3
 
 

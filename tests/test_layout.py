@@ -16,7 +16,7 @@ TREES = ("benchmarks", "csrc", "examples", "kernels", "psssr_fast", "scripts", "
 # A module may import from the rows above its own, and from itself.
 LAYERS = (
     ("errors",),
-    ("config", "faults", "h273", "secure_files"),
+    ("config", "faults", "h273", "files"),
     ("_C", "kernels"),
     ("native",),
     ("ops", "resize", "weights_files"),

@@ -59,7 +59,7 @@ def test_frames_come_back_while_others_are_pushed():
     up = upscaler()
     with up.live(scale=1) as live:
         pushed = 0
-        until = time.monotonic() + 30
+        until = time.monotonic() + PATIENCE
         while not live.push(array(1)[0]):
             pushed += 1
             assert time.monotonic() < until
@@ -80,13 +80,13 @@ def test_push_waits_while_the_queue_is_full():
 
         pusher = threading.Thread(target=push)
         pusher.start()
-        until = time.monotonic() + 5
+        until = time.monotonic() + PATIENCE
         while len(done) < 4 and time.monotonic() < until:
             time.sleep(0.01)
         time.sleep(0.3)
         assert len(done) == 4  # three wait, one is in the stream
         stream.gate.set()
-        pusher.join(5)
+        pusher.join(PATIENCE)
         assert len(done) == 6
 
 
@@ -102,7 +102,7 @@ def test_or_says_that_it_is_full():
                 time.sleep(0.05)
         assert taken == 3
         stream.gate.set()
-        until = time.monotonic() + 5
+        until = time.monotonic() + PATIENCE
         while len(live.take()) == 0 and time.monotonic() < until:
             time.sleep(0.01)
         live.push(array(1)[0])  # there is room again
@@ -174,7 +174,7 @@ def test_leaving_gives_up_in_the_middle_of_a_window(monkeypatch):
     with upscaler().live(scale=1) as live:
         for frame in array(12):
             live.push(frame)
-        assert entered.wait(10)
+        assert entered.wait(PATIENCE)
         begin = time.monotonic()
     assert time.monotonic() - begin < PATIENCE
     assert len(stages) < 5, "the window was finished first"

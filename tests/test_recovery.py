@@ -245,7 +245,7 @@ def test_who_sends_networks_away_waits_for_the_others_and_keeps_them_out():
 
     def share(name):
         with lock.shared():
-            inside.wait(10)  # both sharers at once
+            inside.wait(60)  # both sharers at once
             time.sleep(0.05)
             order.append(name)
 
@@ -258,7 +258,7 @@ def test_who_sends_networks_away_waits_for_the_others_and_keeps_them_out():
     sharers = [threading.Thread(target=share, args=("shared",)) for _ in range(2)]
     for thread in sharers:
         thread.start()
-    inside.wait(10)
+    inside.wait(60)
     taker = threading.Thread(target=take)
     taker.start()
     for thread in (*sharers, taker):

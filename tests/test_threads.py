@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cli_fixtures import HANGS_AFTER
 from model_fixtures import SMALL, networks
 
 from psssr_fast.config import settings_for
@@ -61,7 +62,7 @@ def test_threads_get_the_bits_that_they_get_one_after_the_other(engine, calls, h
 
     def work(thread: int) -> None:
         order = np.random.default_rng(thread).permutation(calls)
-        ready.wait(30)
+        ready.wait(HANGS_AFTER)
         for number in order:
             results[thread, number] = fresh(clip(number), scale=1)
 
@@ -119,7 +120,7 @@ def test_a_fork_is_refused_where_it_would_hang_and_works_where_it_can():
         cwd=Path(__file__).parent,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=HANGS_AFTER,
         check=True,
     )
     refusal, codes = done.stdout.splitlines()

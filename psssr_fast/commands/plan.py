@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from psssr_fast.errors import OutputError, UsageError
-from psssr_fast.secure_files import make_folders
+from psssr_fast.files import make_folders
 
 # What counts as a video when a folder is given; a file that is named is always tried.
 VIDEO_SUFFIXES = frozenset(

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from psssr_fast.files import Folder, is_plain_name
 from psssr_fast.jobs.files import DONE, PLAN
 from psssr_fast.jobs.folder import JobFolder
 from psssr_fast.jobs.journal import Chunk, canonical
 from psssr_fast.jobs.plan import Plan, digest_of, is_plan
-from psssr_fast.secure_files import Folder, is_plain_name
 
 _MAX_NOTE = 2**29  # bytes; about a hundred for every PNG frame
 

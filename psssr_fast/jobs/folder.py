@@ -15,8 +15,8 @@ from pathlib import Path
 
 from psssr_fast.errors import OutputError
 from psssr_fast.faults import fault
+from psssr_fast.files import Folder, NotRegular
 from psssr_fast.jobs.files import DONE, LOCK, write_all
-from psssr_fast.secure_files import Folder, NotRegular
 
 MAX_PLAN = 2**22  # bytes; a plan has some kB
 _MAKES = re.compile(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from psssr_fast.errors import InputError
-from psssr_fast.secure_files import open_input
+from psssr_fast.files import open_input
 from psssr_fast.video.images import is_image_source, list_images
 
 

@@ -19,6 +19,7 @@ from typing import Self, TypeVar
 
 from psssr_fast.errors import InputError, OutputError
 from psssr_fast.faults import fault
+from psssr_fast.files import Folder
 from psssr_fast.jobs.chunks import Recipe, pin_threads
 from psssr_fast.jobs.files import JOURNAL, PLAN, job_folder, readable, storing
 from psssr_fast.jobs.finished import Finished, is_unfinished, load_finished
@@ -41,7 +42,6 @@ from psssr_fast.jobs.plan import (
 )
 from psssr_fast.jobs.sinks import ImageSink, Made, Sink, VideoSink
 from psssr_fast.jobs.space import estimate
-from psssr_fast.secure_files import Folder
 from psssr_fast.video import Frame, Reader, check_output
 
 logger = logging.getLogger(__name__)

@@ -10,9 +10,9 @@ from typing import Any, get_type_hints
 
 from psssr_fast.errors import OutputError
 from psssr_fast.faults import fault
+from psssr_fast.files import is_plain_name
 from psssr_fast.jobs.files import JOURNAL, write_all
 from psssr_fast.jobs.folder import JobFolder
-from psssr_fast.secure_files import is_plain_name
 
 _MAX_LINE = 2**24  # bytes; a line has some hundred, and a few for every frame
 _MAX_NUMBER = 2**60  # ticks; sums and differences of a few still fit 64 bits

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from psssr_fast.errors import InputError, OutputError
+from psssr_fast.files import Folder
 from psssr_fast.jobs.finished import MadeFile
 from psssr_fast.jobs.folder import JobFolder
 from psssr_fast.jobs.journal import Chunk, Journal
 from psssr_fast.jobs.plan import digest_of, load_plan
-from psssr_fast.secure_files import Folder
-from psssr_fast.video.images import PARTIAL_FRAME
+from psssr_fast.video.image_writer import PARTIAL_FRAME
 
 
 def keep_numbered(folder: JobFolder, chunks: Sequence[Chunk]) -> int:

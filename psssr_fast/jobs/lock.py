@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Self
 
 from psssr_fast.errors import OutputError
+from psssr_fast.files import unlock
 from psssr_fast.jobs.files import LOCK, job_folder
 from psssr_fast.jobs.folder import JobFolder
-from psssr_fast.secure_files import unlock
 
 try:
     import fcntl

@@ -5,11 +5,11 @@ import os
 from pathlib import Path
 
 from psssr_fast.errors import OutputError, PsssrError, UsageError, lacks_memory
+from psssr_fast.files import Folder
 from psssr_fast.jobs.files import job_folder
 from psssr_fast.jobs.finished import is_unfinished, load_finished
 from psssr_fast.jobs.folder import JobFolder
 from psssr_fast.jobs.lock import JobLock, holder, locked
-from psssr_fast.secure_files import Folder
 from psssr_fast.video import check_output, is_image_output
 
 

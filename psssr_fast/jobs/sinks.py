@@ -16,7 +16,7 @@ from psssr_fast.jobs.finished import MadeFile
 from psssr_fast.jobs.folder import JobFolder
 from psssr_fast.jobs.journal import Chunk
 from psssr_fast.video import Frame, VideoInfo
-from psssr_fast.video.images import ImageWriter
+from psssr_fast.video.image_writer import ImageWriter
 
 Commit = Callable[[Chunk], None]
 

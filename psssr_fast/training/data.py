@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from psssr_fast.errors import InputError, OutputError
+from psssr_fast.files import make_folders, whole_file
 from psssr_fast.resize import resize_frames
-from psssr_fast.secure_files import make_folders, whole_file
 from psssr_fast.training.degradation import degrade
 from psssr_fast.training.draws import Draw, derived_seed
 from psssr_fast.training.manifest import Manifest, Source, eight_bit, sha256

@@ -18,8 +18,8 @@ from PIL import Image, UnidentifiedImageError
 
 from psssr_fast.config import SceneCuts
 from psssr_fast.errors import InputError, OutputError, UsageError
+from psssr_fast.files import whole_file
 from psssr_fast.scenes import find_cuts
-from psssr_fast.secure_files import whole_file
 from psssr_fast.video import Frame, open_reader
 
 SCHEMA = "psssr.manifest/1"

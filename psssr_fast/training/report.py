@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from psssr_fast.errors import OutputError
-from psssr_fast.secure_files import whole_file
+from psssr_fast.files import whole_file
 
 LOG = "log.jsonl"
 PANEL = (420, 180)  # width and height of the plot of one loss

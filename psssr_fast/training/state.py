@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from psssr_fast.errors import ModelError, OutputError
-from psssr_fast.secure_files import make_folders
+from psssr_fast.files import make_folders
 from psssr_fast.training.recipe import Recipe, to_json
 from psssr_fast.weights_files import read_tensors, read_weight_file, write_weight_file
 

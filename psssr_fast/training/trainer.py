@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 
 from psssr_fast.errors import InputError, ModelError, OutputError, UsageError
-from psssr_fast.secure_files import make_folders, whole_file
+from psssr_fast.files import make_folders, whole_file
 from psssr_fast.training.data import HELD_OUT, Batch, Clips, batches
 from psssr_fast.training.draws import derived_seed
 from psssr_fast.training.manifest import Manifest, write_manifest

@@ -2,27 +2,28 @@
 
 It runs as ``python -m psssr_fast.video.confined REQUEST`` and writes messages of
 :mod:`psssr_fast.video.wire` on its stdout. Before it looks at the file it gives up memory,
-processor time, writing files, the network and, on Linux for x86-64, starting programs and changing
-files.
+processor time, writing files and, on Linux, the network, its capabilities, reading other files
+(:mod:`psssr_fast.video._landlock`) and all system calls that decoding does not need
+(:mod:`psssr_fast.video._seccomp`). What a system does not offer it tells its parent.
 """
 
 import contextlib
-import ctypes
-import errno
 import json
 import math
 import os
-import platform
-import struct
+import signal
 import sys
 import time
+from collections.abc import Sequence
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import av
 
 from psssr_fast.errors import PsssrError
-from psssr_fast.video import wire
+from psssr_fast.video import _landlock, _linux, wire
+from psssr_fast.video._seccomp import install_filter
 from psssr_fast.video.container import check_readable, demux, open_media
 from psssr_fast.video.images import is_image_source
 from psssr_fast.video.limits import UNLIMITED, Limits
@@ -32,24 +33,6 @@ _OPEN_FILES = 64
 _NEW_NET, _NEW_USER = 0x40000000, 0x10000000  # flags of unshare(2)
 _BEAT_EVERY = 1.0  # seconds
 
-# System calls of Linux on x86-64 that decoding a file never needs.
-_DENIED = {
-    "socket": 41, "connect": 42, "bind": 49, "listen": 50, "socketpair": 53,
-    "fork": 57, "vfork": 58, "execve": 59, "kill": 62, "truncate": 76, "ftruncate": 77,
-    "rename": 82, "mkdir": 83, "rmdir": 84, "creat": 85, "link": 86, "unlink": 87, "symlink": 88,
-    "chmod": 90, "fchmod": 91, "chown": 92, "ptrace": 101, "mknod": 133, "mount": 165,
-    "mkdirat": 258, "mknodat": 259, "fchownat": 260, "unlinkat": 263, "renameat": 264,
-    "linkat": 265, "symlinkat": 266, "fchmodat": 268, "process_vm_writev": 311, "renameat2": 316,
-    "execveat": 322, "io_uring_setup": 425, "openat2": 437,
-}  # fmt: skip
-_OPEN_FLAGS = {2: 1, 257: 2}  # open and openat: which argument holds the flags
-_CLONE, _CLONE3, _CLONE_THREAD = 56, 435, 0x10000
-_WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
-_X86_64 = 0xC000003E  # AUDIT_ARCH_X86_64
-_ALLOW, _ERROR = 0x7FFF0000, 0x00050000  # SECCOMP_RET_ALLOW, SECCOMP_RET_ERRNO
-_REFUSE = _ERROR | errno.EPERM
-_LOAD, _IF_EQUAL, _IF_ANY_BIT, _IF_AT_LEAST, _RETURN = 0x20, 0x15, 0x45, 0x35, 0x06  # of BPF
-
 
 class Confinement:
     """Limits of this process, the one on processor time renewed as long as there is progress.
@@ -57,23 +40,40 @@ class Confinement:
     Args:
         memory: bytes beside those in use now.
         seconds: of processor time without progress.
+        readable: files, and folders with all in them, that may still be read; ``None`` is every
+            file that this user may read.
+        parent: number of the process that this one must not outlive; it ends if that is not its
+            parent any more.
+
+    Attributes:
+        missing: what this system does not offer, a few words each; empty if all is in place.
     """
 
-    def __init__(self, memory: int, seconds: float) -> None:
+    def __init__(
+        self,
+        memory: int,
+        seconds: float,
+        readable: Sequence[Path] | None = None,
+        parent: int | None = None,
+    ) -> None:
         self._seconds = math.ceil(seconds)
+        alone = _linux.thread_count() == 1
         _leave_network()
-        _deny_system_calls()
-        with contextlib.suppress(ImportError):
-            import resource
-
-            for kind, limit in (("CORE", 0), ("FSIZE", 0), ("NOFILE", _OPEN_FILES)):
-                number = getattr(resource, f"RLIMIT_{kind}")
-                resource.setrlimit(number, (limit, limit))
-            if os.path.exists("/proc/self/statm"):
-                with open("/proc/self/statm") as file:
-                    mapped = int(file.read().split()[0]) * resource.getpagesize()
-                resource.setrlimit(resource.RLIMIT_AS, (mapped + memory, mapped + memory))
+        _limit_resources(memory)
         self.renew()
+        walls = _landlock.restrict(readable)
+        if _linux.IS_LINUX:
+            _drop_capabilities(readable or ())
+            _linux.prctl(_linux.SET_DUMPABLE, 0)
+        if parent is not None:
+            _die_with(parent)
+        filtered = install_filter()
+        found = {
+            "no filter of system calls": filtered,
+            "no limit on the files that can be read (Landlock)": walls,
+            "more than one thread when it began": alone,
+        }
+        self.missing = tuple(what for what, good in found.items() if not good)
 
     def renew(self) -> None:
         """There is progress: the processor time that is left counts from now."""
@@ -87,44 +87,73 @@ class Confinement:
 
 def _leave_network() -> None:
     """Move to a network without interfaces, where the system lets us."""
-    if sys.platform != "linux":
-        return
-    unshare = ctypes.CDLL(None, use_errno=True).unshare
-    if unshare(_NEW_NET) != 0:  # only root may, or the root of a user namespace of its own
-        unshare(_NEW_USER | _NEW_NET)
+    # Only root may, or the root of a user namespace of its own.
+    if _linux.IS_LINUX and not _linux.unshare(_NEW_NET):
+        _linux.unshare(_NEW_USER | _NEW_NET)
 
 
-def _deny_system_calls() -> bool:
-    """Have the kernel refuse what decoding never needs; whether it does so."""
-    if sys.platform != "linux" or platform.machine() != "x86_64" or sys.maxsize < 2**32:
+def _limit_resources(memory: int) -> None:
+    """Forbid core dumps and growing files; bound open files and memory."""
+    with contextlib.suppress(ImportError):
+        import resource
+
+        for kind, limit in (("CORE", 0), ("FSIZE", 0), ("NOFILE", _OPEN_FILES)):
+            number = getattr(resource, f"RLIMIT_{kind}")
+            resource.setrlimit(number, (limit, limit))
+        if os.path.exists("/proc/self/statm"):
+            with open("/proc/self/statm") as file:
+                mapped = int(file.read().split()[0]) * resource.getpagesize()
+            resource.setrlimit(resource.RLIMIT_AS, (mapped + memory, mapped + memory))
+
+
+def _drop_capabilities(inputs: Sequence[Path]) -> None:
+    """Give up all that root may do beyond others, or that a user namespace of our own gave.
+
+    Reading any file is kept where an input cannot be read otherwise: root may upscale the files of
+    others. Landlock then still holds it to the input.
+    """
+    _linux.drop_bounds()
+    permitted = _linux.permitted_capabilities()
+    _linux.set_capabilities(0, permitted)
+    needed = 0
+    if permitted & _linux.READ_ANY_FILE and not all(map(_is_readable, inputs)):
+        needed = _linux.READ_ANY_FILE
+    _linux.set_capabilities(needed, needed)
+
+
+def _is_readable(path: Path) -> bool:
+    """Tell whether a file, or a folder with its PNG files, can be read now."""
+    try:
+        os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
+        if path.is_dir():
+            return all(map(_is_readable, _pictures(path)))
+    except OSError:
         return False
-    program = _filter_program()
-    code = ctypes.create_string_buffer(program, len(program))
-    header = struct.pack("HxxxxxxP", len(program) // 8, ctypes.addressof(code))
-    prctl = ctypes.CDLL(None, use_errno=True).prctl
-    prctl(38, 1, 0, 0, 0)  # PR_SET_NO_NEW_PRIVS, without which the next needs to be root
-    return bool(prctl(22, 2, ctypes.c_char_p(header)) == 0)  # PR_SET_SECCOMP, SECCOMP_MODE_FILTER
+    return True
 
 
-def _filter_program() -> bytes:
-    """A program for seccomp(2): refuse ``_DENIED``, other ABIs, and opening a file to write."""
+def _pictures(folder: Path) -> list[Path]:
+    with os.scandir(folder) as entries:
+        return [Path(item) for item in entries if item.name.lower().endswith(".png")]
 
-    def step(code: int, value: int, if_true: int = 0, if_false: int = 0) -> bytes:
-        return struct.pack("=HBBI", code, if_true, if_false, value)
 
-    # struct seccomp_data: int nr; u32 arch; u64 instruction_pointer; u64 args[6]
-    steps = [step(_LOAD, 4), step(_IF_EQUAL, _X86_64, 1, 0), step(_RETURN, _REFUSE), step(_LOAD, 0)]
-    steps += [step(_IF_AT_LEAST, 0x40000000, 0, 1), step(_RETURN, _REFUSE)]  # the x32 ABI
-    for number in _DENIED.values():
-        steps += [step(_IF_EQUAL, number, 0, 1), step(_RETURN, _REFUSE)]
-    # Threads only. The flags of clone3 cannot be seen from here; without it, clone is used.
-    steps += [step(_IF_EQUAL, _CLONE3, 0, 1), step(_RETURN, _ERROR | errno.ENOSYS)]
-    steps += [step(_IF_EQUAL, _CLONE, 0, 4), step(_LOAD, 16)]
-    steps += [step(_IF_ANY_BIT, _CLONE_THREAD, 1, 0), step(_RETURN, _REFUSE), step(_RETURN, _ALLOW)]
-    for number, argument in _OPEN_FLAGS.items():
-        steps += [step(_IF_EQUAL, number, 0, 4), step(_LOAD, 16 + 8 * argument)]
-        steps += [step(_IF_ANY_BIT, _WRITING, 0, 1), step(_RETURN, _REFUSE), step(_RETURN, _ALLOW)]
-    return b"".join([*steps, step(_RETURN, _ALLOW)])
+def _inputs(path: str) -> list[Path]:
+    """Return what must be readable: a file; or a folder, and what the links in it lead to."""
+    file = Path(path)
+    if not is_image_source(file):
+        return [file]
+    folder = file if file.is_dir() else file.parent
+    with contextlib.suppress(OSError):
+        return [folder, *(item for item in _pictures(folder) if item.is_symlink())]
+    return [folder]
+
+
+def _die_with(parent: int) -> None:
+    """End when the thread that started this process ends; at once if it has ended already."""
+    if _linux.IS_LINUX:
+        _linux.prctl(_linux.SET_PARENT_DEATH_SIGNAL, signal.SIGKILL)
+    if os.getppid() != parent:
+        raise SystemExit(1)
 
 
 class _Sender:
@@ -181,10 +210,15 @@ def _serve(request: dict[str, Any], sender: _Sender) -> None:
 
 def main() -> None:
     """Answer the request in the first argument."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends this one
     request = json.loads(sys.argv[1])
     descriptor = os.dup(1)
     os.dup2(2, 1)  # nothing but messages may come out
-    sender = _Sender(descriptor, Confinement(request["memory"], request["seconds"]))
+    inputs = _inputs(request["path"])
+    confinement = Confinement(request["memory"], request["seconds"], inputs, request["parent"])
+    sender = _Sender(descriptor, confinement)
+    if confinement.missing:  # told before the file can have any say
+        sender.send(wire.NOTE, confinement.missing)
     try:
         _serve(request, sender)
     except PsssrError as error:

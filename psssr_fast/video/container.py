@@ -11,10 +11,14 @@ import av
 from av.container import InputContainer
 from av.packet import Packet
 from av.stream import Disposition, Stream
+from av.video.codeccontext import VideoCodecContext
 from av.video.stream import VideoStream
 
 from psssr_fast.errors import InputError
+from psssr_fast.files import open_input
+from psssr_fast.video.alpha import alpha_decoder
 from psssr_fast.video.limits import DEFAULT_LIMITS, Limits, declared_metadata, texts_size
+from psssr_fast.video.matroska import EBML_HEADER, missing_from_matroska
 
 # Demuxers that follow references to other files or hosts, show text as video, or are devices.
 _REFUSED_DEMUXERS = frozenset(
@@ -27,7 +31,6 @@ _REFUSED_DEMUXERS = frozenset(
 )  # fmt: skip
 _AnyStream = TypeVar("_AnyStream", bound=Stream)
 _REMEDY = "Give a file that ffmpeg can read, or a folder of PNG frames."
-_EBML, _SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
 
 
 @functools.cache
@@ -48,10 +51,10 @@ def check_readable(path: str | Path) -> Path:
             f"{path}: network addresses are not read. Download the file and give its path."
         )
     file = Path(path)
-    if not file.exists():
+    if not os.path.exists(file):  # that of Path raises for names that the system refuses
         raise InputError(f"{path}: no such file or folder. Check the path.")
-    if not file.is_dir():
-        if not file.is_file():
+    if not os.path.isdir(file):
+        if not os.path.isfile(file):
             raise InputError(f"{path}: not a regular file, which it must be. {_REMEDY}")
         if file.stat().st_size == 0:
             raise InputError(f"{path}: empty file (0 bytes). {_REMEDY}")
@@ -141,6 +144,17 @@ def choose_stream(
     return stream
 
 
+def decoder_of(stream: VideoStream) -> VideoCodecContext:
+    """Prepare the decoder of a stream, which then gives the same for the same bytes everywhere.
+
+    It uses one thread. With several, FFmpeg's H.264 decoder reports damage only where the thread
+    that finds it is early enough, and repairs pictures otherwise than with one.
+    """
+    decoder = alpha_decoder(stream) or stream.codec_context
+    decoder.thread_count = 1
+    return decoder
+
+
 def demux(container: InputContainer, *streams: _AnyStream) -> "Iterator[Packet[_AnyStream]]":
     """The packets of some streams, and at the end an empty one for each.
 
@@ -161,11 +175,11 @@ def missing_bytes(path: Path) -> int:
     Knows MP4/MOV (top-level boxes), Matroska/WebM (size of the segment) and AVI (size of the
     RIFF chunks); returns 0 for complete files and for all other kinds, which cannot tell.
     """
-    size = path.stat().st_size
-    with path.open("rb") as file:
+    with open_input(path) as file:
+        size = os.fstat(file.fileno()).st_size
         start = file.read(12)
-        if start[:4] == _EBML:
-            return _missing_from_matroska(file, size)
+        if start[:4] == EBML_HEADER:
+            return missing_from_matroska(file, size)
         if start[:4] == b"RIFF":
             return _missing_from_riff(file, size)
         if start[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"):
@@ -197,26 +211,3 @@ def _missing_from_riff(file: BinaryIO, size: int) -> int:
             break
         position += 8 + length + length % 2
     return max(0, position - size - 1)  # the last padding byte may be left out
-
-
-def _missing_from_matroska(file: BinaryIO, size: int) -> int:
-    file.seek(4)
-    header = _ebml_size(file)
-    if header is None or header > size:
-        return 0
-    file.seek(header, os.SEEK_CUR)
-    if file.read(4) != _SEGMENT:
-        return 0
-    segment = _ebml_size(file)
-    return 0 if segment is None else max(0, file.tell() + segment - size)
-
-
-def _ebml_size(file: BinaryIO) -> int | None:
-    """Read a variable-length size (RFC 8794, section 4); ``None`` if it says "unknown"."""
-    first = file.read(1)
-    if not first or first[0] == 0:
-        return None
-    length = 9 - first[0].bit_length()
-    value = int.from_bytes(first + file.read(length - 1))
-    mask = (1 << 7 * length) - 1
-    return None if value & mask == mask else value & mask

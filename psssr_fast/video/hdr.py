@@ -1,13 +1,13 @@
 """What HDR video says of the display it was graded on, and how encoders are told."""
 
 import struct
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import cast
+from typing import Any, cast
 
 import av
-from av.sidedata.sidedata import SideData, Type
+from av.sidedata.sidedata import SideData, SideDataContainer, Type
 
 PQ, HLG = 16, 18  # transfer characteristics of H.273
 HDR_NAMES = {PQ: "PQ", HLG: "HLG"}
@@ -51,11 +51,24 @@ class LightLevel:
     max_average: int
 
 
+def read_side_data(picture: av.VideoFrame) -> Mapping[Type, SideData]:
+    """Read what comes with a picture.
+
+    The result keeps the picture. ``picture.side_data`` would be kept by the picture as well, a
+    cycle: every picture that was asked would live until Python collects its garbage.
+
+    Raises:
+        ValueError: PyAV has no name for some kinds, such as EXIF, and then gives none at all.
+    """
+    read = cast("Callable[[av.VideoFrame], Any]", SideDataContainer)  # PyAV's stub has no argument
+    return cast("Mapping[Type, SideData]", read(picture))
+
+
 def side_data_of(picture: av.VideoFrame) -> dict[Type, SideData]:
-    """What comes with a picture, by its type."""
+    """What comes with a picture, by its type; nothing if PyAV has no name for some of it."""
     try:
-        return {item.type: item for item in cast("Iterable[SideData]", picture.side_data)}
-    except ValueError:  # PyAV has no name for some kinds, such as EXIF, and then gives none at all
+        return {item.type: item for item in cast("Iterable[SideData]", read_side_data(picture))}
+    except ValueError:
         return {}
 
 

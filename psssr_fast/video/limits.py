@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from psssr_fast.errors import InputError, UsageError
-from psssr_fast.secure_files import open_input
+from psssr_fast.files import open_input
 
 _TAG_BOXES = (b"udta", b"meta")  # of MP4: titles, comments, cover pictures
 _MAX_BOXES = 10_000  # looked at in one file

@@ -1,16 +1,16 @@
 """Turning stored pictures upright."""
 
 import struct
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import av
 import numpy as np
-from av.sidedata.sidedata import SideData, Type
+from av.sidedata.sidedata import Type
 from numpy.typing import NDArray
 
 from psssr_fast.video.deep import Values
+from psssr_fast.video.hdr import read_side_data
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,8 @@ def orientation_of(picture: av.VideoFrame) -> Orientation | None:
     (a x + c y, b x + d y).
     """
     try:
-        side_data = cast("Mapping[Type, SideData]", picture.side_data)
-    except ValueError:  # PyAV has no name for some kinds, such as EXIF, and then gives none at all
+        side_data = read_side_data(picture)
+    except ValueError:
         return _turned(picture.rotation)
     if Type.DISPLAYMATRIX not in side_data:
         return Orientation()

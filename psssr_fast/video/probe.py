@@ -13,9 +13,15 @@ from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
 from psssr_fast.errors import InputError
-from psssr_fast.video.alpha import alpha_decoder, alpha_of
+from psssr_fast.video.alpha import alpha_of
 from psssr_fast.video.color import resolve, tags_of
-from psssr_fast.video.container import choose_stream, demux, missing_bytes, open_media
+from psssr_fast.video.container import (
+    choose_stream,
+    decoder_of,
+    demux,
+    missing_bytes,
+    open_media,
+)
 from psssr_fast.video.hdr import light_level_of, mastering_display_of
 from psssr_fast.video.info import StreamInfo, VideoInfo
 from psssr_fast.video.limits import DEFAULT_LIMITS, Limits
@@ -62,7 +68,7 @@ def probe_file(path: Path, limits: Limits = DEFAULT_LIMITS) -> tuple[VideoInfo, 
 
 def _first_picture(container: InputContainer, stream: VideoStream, path: Path) -> av.VideoFrame:
     reason, failure = "it holds no frames", None
-    decoder = alpha_decoder(stream) or stream.codec_context
+    decoder = decoder_of(stream)
     packets = demux(container, stream)
     try:
         for packet in packets:

@@ -16,11 +16,11 @@ from av.video.codeccontext import VideoCodecContext
 from av.video.stream import VideoStream
 
 from psssr_fast.errors import InputError
-from psssr_fast.video.alpha import alpha_decoder
 from psssr_fast.video.color import PixelConverter
 from psssr_fast.video.container import (
     check_readable,
     choose_stream,
+    decoder_of,
     demux,
     missing_bytes,
     open_media,
@@ -28,6 +28,7 @@ from psssr_fast.video.container import (
 from psssr_fast.video.images import ImageReader, is_image_source, probe_images
 from psssr_fast.video.info import Frame, Reader, VideoInfo
 from psssr_fast.video.limits import DEFAULT_LIMITS, Limits
+from psssr_fast.video.matroska import count_frames
 from psssr_fast.video.probe import probe_file
 from psssr_fast.video.timing import PresentationTimes
 from psssr_fast.video.watch import Watcher
@@ -121,8 +122,10 @@ class VideoReader:
         self._times = PresentationTimes(info.time_base, info.average_rate, allow_damaged)
         self._watcher = Watcher(self.info)
         self._damage: Counter[str] = Counter()
+        self._index = 0  # of the stream, among those of video
         self._expected_packets = 0  # that the index lists, 0 if there is no full index
         self._packets = 0  # read from the video stream
+        self._sound_until: int | None = None  # time of the first damaged frame, ticks
         self._shown = 0  # of these, not hidden by an edit list
         self._decoded = 0
         self._given = 0
@@ -150,7 +153,7 @@ class VideoReader:
     ) -> None:
         if self._container is not None:
             self._container.close()
-            self._container = None
+            self._container = self._decoder = None
 
     def __iter__(self) -> Iterator[Frame]:
         if self._container is None:
@@ -206,9 +209,8 @@ class VideoReader:
         for other in container.streams:
             if other.index != stream.index:
                 other.discard = Discard.all
-        # Several frames at once are faster, but after an error the decoder forgets those in flight.
-        stream.thread_type = "SLICE" if self._allow_damaged else "AUTO"
-        self._decoder = alpha_decoder(stream) or stream.codec_context
+        self._decoder = decoder_of(stream)
+        self._index = container.streams.video.index(stream)  # cover pictures come last
         # Counted before reading: demuxers without a full index add to it as they go.
         self._expected_packets = len(stream.index_entries) if self.info.frames_exact else 0
         try:
@@ -228,31 +230,38 @@ class VideoReader:
         if packet.is_corrupt:
             self._damage["a frame is incomplete"] += 1
             if not self._allow_damaged:
+                self._sound_until = packet.pts
                 return
         try:
             assert self._decoder is not None
             pictures = self._decoder.decode(packet if packet.size else None)
         except av.FFmpegError as error:
             self._damage[f"a frame cannot be decoded ({error.strerror})"] += 1
+            self._sound_until = packet.pts
             return
         for picture in pictures:
             if picture.is_corrupt:
                 self._damage["a frame is damaged"] += 1
                 if not self._allow_damaged:
+                    self._sound_until = picture.pts
                     return
             self._decoded += 1
             yield picture
 
     def _drain(self, decoder: VideoCodecContext) -> Iterator[av.VideoFrame]:
-        """What the decoder still holds when reading stops: frames from before the damage."""
+        """Give what the decoder still holds, up to the first frame that is shown after damage."""
         try:
             pictures = decoder.decode(None)
         except av.FFmpegError:
             return  # the damage is known already
         for picture in pictures:
-            if picture.is_corrupt:
+            if picture.is_corrupt or self._is_beyond_damage(picture):
                 return
             yield picture
+
+    def _is_beyond_damage(self, picture: av.VideoFrame) -> bool:
+        end = self._sound_until
+        return end is not None and picture.pts is not None and picture.pts > end
 
     def _check_size(self, picture: av.VideoFrame) -> None:
         size = (picture.width, picture.height)
@@ -299,4 +308,18 @@ class VideoReader:
         countable = self.info.codec in _FRAME_PER_PACKET and not self.info.interlaced
         if lost > 0 and countable and self.info.container.startswith(("mov", "matroska")):
             losses.append(f"{lost} frame(s) could not be decoded")
+        if self.info.container.startswith("matroska") and not missing_bytes(self._path):
+            losses += self._unread_blocks()
+        return losses
+
+    def _unread_blocks(self) -> list[str]:
+        contents = count_frames(self._path, self._index)
+        if contents is None:
+            return []
+        unread = contents.frames - self._packets
+        losses = [f"{unread} frame(s) that are in the file could not be read"] if unread > 0 else []
+        if contents.broken is not None:
+            losses.append(
+                f"its structure is broken at byte {contents.broken}: frames may be missing"
+            )
         return losses

@@ -5,14 +5,10 @@ over the pipe is checked like a file from a stranger; see :mod:`psssr_fast.video
 """
 
 import contextlib
-import json
 import os
 import select
 import signal
 import subprocess
-import sys
-import time
-import weakref
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
@@ -20,15 +16,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from psssr_fast.errors import InputError, UsageError
-from psssr_fast.video import wire
+from psssr_fast.errors import InputError, PsssrError, UsageError
+from psssr_fast.video import _spawn, wire
+from psssr_fast.video._patience import Patience
+from psssr_fast.video._values import FrameCheck, check, check_info, check_notes, file_size
+from psssr_fast.video.images import is_image_source, list_images
 from psssr_fast.video.info import Frame, VideoInfo
 from psssr_fast.video.limits import DEFAULT_LIMITS, Limits
 
-_PIPE_BYTES = 2**20  # the most that Linux gives without privileges
-_SET_PIPE_SIZE = 1031  # F_SETPIPE_SZ of fcntl(2)
-_MAX_SAMPLE_BYTES = 8  # of a pixel: four components of 16 bits
-_KEPT_ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "PYTHONPATH")
+_INFO_BYTES = 2**20  # of arrays in a description, which has none
 
 
 @dataclass(frozen=True)
@@ -58,57 +54,78 @@ class _Process:
         }  # fmt: skip
         self._path = path
         self._seconds = allowance.seconds
-        # -P: a numpy.py beside the videos must not be imported
-        command = [sys.executable, "-P", "-m", "psssr_fast.video.confined", json.dumps(content)]
-        self._process = subprocess.Popen(
-            command,
-            env=_environment(),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            bufsize=0,
-        )
-        self.end = weakref.finalize(self, _end, self._process)
+        self.size = file_size(Path(path))
+        self._process, self.end = _spawn.start(self, content)
         assert self._process.stdout is not None
         self._pipe = self._process.stdout.fileno()
-        _enlarge(self._pipe)
-        self._deadline = 0.0
-        self._max_bytes = limits.max_pixels * _MAX_SAMPLE_BYTES
+        self._patience = Patience(self._process.pid, allowance.seconds, self.size)
+        self._messages = self._beats = 0
+        self.missing: tuple[str, ...] = ()  # of its confinement
 
-    def receive(self, hints: dict[int, Any]) -> tuple[int, Any]:
+    def receive(self, hints: dict[int, Any], max_bytes: int) -> tuple[int, Any]:
         """The next message of one of these kinds, and its value.
+
+        Args:
+            hints: the type of the value, by kind.
+            max_bytes: of an array in it.
 
         Raises:
             InputError: it is an error; or the process crashed, hangs, or sent something else.
         """
-        unpacker = wire.Unpacker(self._read, self._max_bytes)
-        while True:
-            self._deadline = time.monotonic() + self._seconds
-            try:
+        unpacker = wire.Unpacker(self._read, max_bytes)
+        self._patience.begin()
+        with self.judging():
+            while True:
                 kind, content = unpacker.message()
+                self._messages += 1
                 if kind in hints:
-                    return kind, unpacker.value(hints[kind], content)
-                if kind == wire.ERROR:
-                    error = UsageError if content["code"] == UsageError.exit_code else InputError
-                    raise error(_one_line(content["message"]))
-                if kind != wire.BEAT:
-                    raise ValueError("a message out of turn")
-            except (InputError, UsageError):
-                raise
-            except (ValueError, TypeError, LookupError, ZeroDivisionError, RecursionError) as error:
-                raise InputError(self._failed("sent what is no video")) from error
+                    value = unpacker.value(hints[kind], content)
+                    self._patience.end()
+                    return kind, value
+                self._take(kind, unpacker, content)
+
+    def _take(self, kind: int, unpacker: wire.Unpacker, content: Any) -> None:
+        """Take a message that is no answer."""
+        if kind == wire.ERROR:
+            check(type(content["message"]) is str, "no message")
+            error = UsageError if content["code"] == UsageError.exit_code else InputError
+            raise error(_one_line(content["message"]))
+        if kind == wire.NOTE:  # first of all, before it looks at the file
+            check(self._messages == 1, "a message out of turn")
+            self.missing = unpacker.value(tuple[str, ...], content)
+            return
+        # An honest process says that it is at work once a second, and before its answer only.
+        self._beats += 1
+        check(kind == wire.BEAT, "a message out of turn")
+        check(self._messages == self._beats + bool(self.missing), "a message out of turn")
+        check(self._beats <= self._patience.elapsed + 1, "a message too soon")
+
+    @contextlib.contextmanager
+    def judging(self) -> Iterator[None]:
+        """Turn whatever goes wrong with what the process sent into an InputError."""
+        try:
+            yield
+        except (PsssrError, MemoryError):  # no more memory is asked for than a frame takes
+            self.end()
+            raise
+        # Whoever has taken the process over chooses what goes wrong here: any error is theirs.
+        except Exception as error:
+            what = f"sent what is no video ({_one_line(error)[:80]})"
+            raise InputError(self._failed(what)) from error
 
     def _read(self, buffer: memoryview) -> None:
         waiting = select.poll()
         waiting.register(self._pipe, select.POLLIN)
         while buffer:
-            left = self._deadline - time.monotonic()
-            if left <= 0 or not waiting.poll(1000 * left):
-                raise InputError(self._failed(f"gave nothing for {self._seconds:g} s"))
-            count = os.readv(self._pipe, [buffer])
-            if not count:
-                raise InputError(self._failed(self._how_it_ended()))
-            buffer = buffer[count:]
+            moved = bool(waiting.poll(1000 * self._patience.until_look))
+            fault = self._patience.fault(moved)
+            if fault is not None:
+                raise InputError(self._failed(fault))
+            if moved:
+                count = os.readv(self._pipe, [buffer])
+                if not count:
+                    raise InputError(self._failed(self._how_it_ended()))
+                buffer = buffer[count:]
 
     def _how_it_ended(self) -> str:
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -126,41 +143,22 @@ class _Process:
             "hostile: get another copy."
         )
 
-
-def _environment() -> dict[str, str]:
-    kept = {key: os.environ[key] for key in _KEPT_ENVIRONMENT if key in os.environ}
-    packages = [str(Path(__file__).parents[2]), *filter(None, [kept.get("PYTHONPATH")])]
-    # One thread until it is confined, or Linux gives it no network of its own; and few arenas of
-    # malloc, each of which takes 64 MiB of the address space.
-    return kept | {
-        "PYTHONPATH": os.pathsep.join(packages), "OMP_NUM_THREADS": "1",
-        "OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2",
-    }  # fmt: skip
-
-
-def _enlarge(pipe: int) -> None:
-    with contextlib.suppress(ImportError, OSError):
-        import fcntl
-
-        if sys.platform == "linux":
-            fcntl.fcntl(pipe, _SET_PIPE_SIZE, _PIPE_BYTES)
-
-
-def _end(process: "subprocess.Popen[bytes]") -> None:
-    process.kill()
-    process.wait()
-    if process.stdout is not None:
-        process.stdout.close()
+    def describe(self, is_images: bool, limits: Limits) -> VideoInfo:
+        """The description that it sends first, checked, under the path that was asked for."""
+        info = self.receive({wire.INFO: VideoInfo}, _INFO_BYTES)[1]
+        with self.judging():
+            info = replace(info, path=Path(self._path))  # what it names is never opened
+            info = check_info(info, is_images, limits)
+        notes = tuple(map(_one_line, info.warnings))
+        if self.missing:
+            what = _one_line(", ".join(self.missing))
+            notes = (*notes, f"the sandbox is weaker than it should be on this system: {what}")
+        return replace(info, warnings=notes)
 
 
 def _one_line(message: object) -> str:
     text = str(message)[:2000]
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
-
-
-def _named(info: VideoInfo, path: str | Path) -> VideoInfo:
-    """With the path that was asked for: what a hostile file names is never opened."""
-    return replace(info, path=Path(path))
 
 
 def probe_confined(
@@ -169,12 +167,13 @@ def probe_confined(
     """:func:`psssr_fast.video.probe` in a confined process.
 
     Raises:
-        InputError: as there; or it made the process crash, hang or run out of memory.
+        InputError: as there; or it made the process crash, hang or run out of memory, or the
+            process sent values that no video has.
     """
     request = {"only_probe": True, "frame_rate": str(frame_rate)}
     process = _Process(path, request, limits, allowance)
     try:
-        return _named(process.receive({wire.INFO: VideoInfo})[1], path)
+        return process.describe(is_image_source(path), limits)
     finally:
         process.end()
 
@@ -201,12 +200,17 @@ class ConfinedReader:
         request = {
             "only_probe": False, "frame_rate": str(frame_rate), "allow_damaged": allow_damaged
         }  # fmt: skip
+        is_images = is_image_source(path)
+        names = [file.name for file in list_images(path)] if is_images else None
         self._process = _Process(path, request, limits, allowance)
         try:
-            self.info = _named(self._process.receive({wire.INFO: VideoInfo})[1], path)
+            self.info = self._process.describe(is_images, limits)
         except BaseException:
             self._process.end()
             raise
+        self._limits = limits
+        self._pictures = len(names or ())
+        self._check = FrameCheck(self.info, names, self._process.size, limits)
         self._warnings = self.info.warnings
 
     @property
@@ -227,12 +231,13 @@ class ConfinedReader:
 
     def __iter__(self) -> Iterator[Frame]:
         hints = {wire.FRAME: Frame, wire.END: tuple[str, ...]}
-        size = (self.info.height, self.info.width)
         while True:
-            kind, value = self._process.receive(hints)
-            if kind == wire.END:
-                self._warnings = tuple(map(_one_line, value))
-                break
-            if value.pixels.shape[:2] != size:
-                raise InputError(f"{self.info.path}: a frame of another size than {size}.")
+            kind, value = self._process.receive(hints, self._check.frame_bytes)
+            with self._process.judging():
+                if kind == wire.END:
+                    check_notes(value, self._pictures, self._limits)
+                    notes = (*self.info.warnings, *map(_one_line, value))
+                    self._warnings = tuple(dict.fromkeys(notes))
+                    return
+                value = self._check.accept(value)
             yield value

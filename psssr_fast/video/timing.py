@@ -72,7 +72,8 @@ class PresentationTimes:
     def _look_for_gap(self, interval: int) -> None:
         """Matroska and transport streams do not say how many frames there were: what is lost whole
         shows in the times alone."""
-        if abs(interval - self._interval) <= 1:  # steady, or steady again
+        rounding = 1 if self._interval > 3 else 0  # coarser ticks hold their intervals exactly
+        if abs(interval - self._interval) <= rounding:  # steady, or steady again
             self._steady += 1
             self.missing += self._gap
             self._gap = 0

@@ -9,9 +9,6 @@ from psssr_fast.video.color import tags_of
 from psssr_fast.video.hdr import side_data_of
 from psssr_fast.video.info import VideoInfo
 
-# PyAV keeps a picture whose side data was looked at until Python collects its garbage.
-_LOOK_EVERY = 50
-
 _LOST = {
     Type.A53_CC: "closed captions in the video",
     Type.AFD: "active format descriptions",
@@ -59,8 +56,7 @@ class Watcher:
             self._aspect = aspect or Fraction(1)
         elif (aspect or 1) != self._aspect:
             self._once("the shape of its pixels changes", number)
-        if number % _LOOK_EVERY == 0:
-            self._notes.update(dict.fromkeys(lost_with(picture)))
+        self._notes.update(dict.fromkeys(lost_with(picture)))
 
     def _once(self, what: str, number: int) -> None:
         if what not in self._changed:

@@ -7,6 +7,7 @@ follow as raw bytes. Nothing is unpickled, and nothing is made that is larger th
 import dataclasses
 import functools
 import json
+import math
 import struct
 import types
 import typing
@@ -17,9 +18,11 @@ from typing import Any
 
 import numpy as np
 
-INFO, FRAME, BEAT, END, ERROR = range(5)  # kinds of message
+INFO, FRAME, BEAT, END, ERROR, NOTE = range(6)  # kinds of message
 HEADER = struct.Struct("<BI")
-MAX_JSON = 2**24  # bytes
+# Bytes of JSON that a message of a kind may have: Python's values take up to 30 times as many.
+MAX_JSON = {INFO: 2**24, FRAME: 2**13, BEAT: 16, END: 2**24, ERROR: 2**16, NOTE: 2**12}
+_INT64 = range(-(2**63), 2**63)
 
 _DTYPES = ("uint8", "uint16", "float32")
 _PLAIN = (bool, int, float, str, type(None))
@@ -76,15 +79,18 @@ class Unpacker:
             ValueError: it is none.
         """
         kind, length = HEADER.unpack(self._bytes(HEADER.size))
-        if kind > ERROR or length > MAX_JSON:
+        if length > MAX_JSON.get(kind, -1):
             raise ValueError("not a message")
         return kind, json.loads(self._bytes(length))
 
     def value(self, hint: Any, content: Any) -> Any:
         """The value of type ``hint`` whose JSON is ``content``; its arrays are read.
 
+        Integers have 64 bits, floats are finite.
+
         Raises:
-            ValueError: it is of another type.
+            ValueError: it is of another type. Others, such as ZeroDivisionError, where Python
+                itself does not take it.
         """
         origin, arguments = typing.get_origin(hint), typing.get_args(hint)
         if origin in (typing.Union, types.UnionType):
@@ -113,13 +119,15 @@ class Unpacker:
             values = {name: self.value(hints[name], content[name]) for name in hints}
             return typing.cast("type[Any]", hint)(**values)
         if hint is Fraction:
-            numerator, denominator = _checked(content, isinstance(content, list))
-            return Fraction(numerator, denominator)
+            return Fraction(*self.value(tuple[int, int], content))
         if hint is Path or hint is bytes:
             text = _checked(content, isinstance(content, str))
             return Path(text) if hint is Path else bytes.fromhex(text)
         if hint is float:
-            return float(_checked(content, type(content) in (int, float)))
+            number = float(_checked(content, type(content) in (int, float)))
+            return _checked(number, math.isfinite(number))
+        if hint is int:
+            return _checked(content, type(content) is int and content in _INT64)
         return _checked(content, type(content) is hint)
 
     def _items(self, origin: Any, arguments: tuple[Any, ...], content: Any) -> Any:

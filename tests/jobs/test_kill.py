@@ -13,7 +13,7 @@ from PIL import Image
 
 from psssr_fast.jobs import POINTS
 from psssr_fast.video import open_reader
-from psssr_fast.video.images import PARTIAL_FRAME
+from psssr_fast.video.image_writer import PARTIAL_FRAME
 
 ROOT = Path(__file__).parents[2]
 

@@ -9,7 +9,7 @@ from job_fixtures import open_job
 
 from psssr_fast.errors import InputError, OutputError, UsageError
 from psssr_fast.video import Frame, check_output, is_image_output, open_reader, probe
-from psssr_fast.video.images import ImageWriter
+from psssr_fast.video.image_writer import ImageWriter
 
 
 def write_png(path, pixels, pixel_format="rgb24"):

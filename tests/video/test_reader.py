@@ -257,6 +257,10 @@ def test_a_gap_in_steady_times_is_said():
     assert notes(*steady, later, later + 33) == [
         "8 frame(s) may be missing: their steady times have gaps"
     ]
+    # One tick a frame, as AVI counts them.
+    ticks = PresentationTimes(Fraction(1, 25), Fraction(25))
+    assert [ticks.place(pts, 1) for pts in (*range(12), 14, 15)] == [*range(12), 14, 15]
+    assert ticks.warnings() == ["2 frame(s) may be missing: their steady times have gaps"]
     assert notes(*steady[:6], 600, 700, 1500, 1533) == []  # of a variable rate
     assert notes(*steady[:10], *range(400, 900, 50)) == []  # of another one from here on
 

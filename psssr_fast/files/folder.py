@@ -12,11 +12,10 @@ import os
 import secrets
 import stat
 import sys
-from collections.abc import Callable, Iterator
-from io import BufferedReader
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Self
+from typing import Self
 
 try:
     import fcntl
@@ -24,7 +23,7 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 _NO_LINKS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
-_FLAGS = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+FLAGS = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 _RENAME_NOREPLACE = 1  # of renameat2(2)
 _NO_SUCH_CALL = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EPERM)
 _ONLY_NAMES = getattr(os, "O_PATH", None)
@@ -59,7 +58,7 @@ class Folder:
         self.path = path
         self.descriptor: int | None = None
         if _AT_DESCRIPTOR:
-            flags = os.O_DIRECTORY | _FLAGS | (0 if follow else os.O_NOFOLLOW)
+            flags = os.O_DIRECTORY | FLAGS | (0 if follow else os.O_NOFOLLOW)
             try:
                 self.descriptor = os.open(path, flags | os.O_RDONLY, dir_fd=within)
             except PermissionError:
@@ -128,7 +127,7 @@ class Folder:
         Raises:
             FileExistsError: something has the name, if only a dangling link.
         """
-        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | _NO_LINKS | _FLAGS
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | _NO_LINKS | FLAGS
         return os.open(self.at(name), flags, mode, dir_fd=self.descriptor)
 
     def open_regular(self, name: str, writing: bool = False) -> int:
@@ -144,7 +143,7 @@ class Folder:
         """
         before = os.stat(self.at(name), dir_fd=self.descriptor, follow_symlinks=False)
         self._check_regular(name, before, writing)  # first: opening a device may act on it
-        flags = (os.O_RDWR if writing else os.O_RDONLY) | _NO_LINKS | _FLAGS
+        flags = (os.O_RDWR if writing else os.O_RDONLY) | _NO_LINKS | FLAGS
         try:
             descriptor = os.open(self.at(name), flags, dir_fd=self.descriptor)
         except OSError as error:
@@ -163,7 +162,7 @@ class Folder:
     def _check_regular(self, name: str, found: os.stat_result, writing: bool) -> None:
         reason = None
         if not stat.S_ISREG(found.st_mode):
-            reason = f"is {_kind(found.st_mode)}, not a regular file"
+            reason = f"is {kind_of(found.st_mode)}, not a regular file"
         elif writing and found.st_nlink > 1:
             reason = "is a hard link: the same file has another name"
         if reason is not None:
@@ -271,7 +270,7 @@ class Folder:
         unnamed = getattr(os, "O_TMPFILE", None)
         if unnamed is not None:  # which does not even change the folder's times
             with contextlib.suppress(OSError):
-                flags = unnamed | os.O_RDWR | _FLAGS
+                flags = unnamed | os.O_RDWR | FLAGS
                 descriptor = os.open(".", flags, 0o600, dir_fd=self.descriptor)
                 try:
                     return os.fstat(descriptor)
@@ -289,23 +288,8 @@ class Folder:
             self.unlink(name)
 
 
-def open_input(path: Path) -> BufferedReader:
-    """Open a file to read, links followed; never wait, as opening a FIFO would.
-
-    Raises:
-        NotRegular: it is no regular file.
-        OSError: it cannot be opened.
-    """
-    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | _FLAGS
-    descriptor = os.open(path, flags)
-    mode = os.fstat(descriptor).st_mode
-    if not stat.S_ISREG(mode):
-        os.close(descriptor)
-        raise NotRegular(errno.EINVAL, f"it is {_kind(mode)}, not a regular file", str(path))
-    return os.fdopen(descriptor, "rb")
-
-
-def _kind(mode: int) -> str:
+def kind_of(mode: int) -> str:
+    """Return what a mode of stat(2) says that something is, in words."""
     kinds: tuple[tuple[Callable[[int], bool], str], ...] = (
         (stat.S_ISLNK, "a link"), (stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a FIFO"),
         (stat.S_ISSOCK, "a socket"), (stat.S_ISCHR, "a device"), (stat.S_ISBLK, "a device"),
@@ -344,64 +328,3 @@ def unlock(descriptor: int) -> None:
     if fcntl is not None:
         with contextlib.suppress(OSError):
             fcntl.flock(descriptor, fcntl.LOCK_UN)
-
-
-@contextlib.contextmanager
-def whole_file(path: Path, replace: bool) -> Iterator[BinaryIO]:
-    """Write a file that appears under its name only when it is complete and on the disk.
-
-    Args:
-        path: where it is to be.
-        replace: whether what has that name may be replaced.
-
-    Yields:
-        A file to write to, which has another name in the same folder so far. An exception in the
-        block removes it.
-
-    Raises:
-        FileExistsError: something has the name and may not be replaced.
-        OSError: it cannot be written.
-    """
-    with Folder(path.absolute().parent) as folder:
-        if not replace and folder.stat(path.name) is not None:
-            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
-        temporary = f".psssr-{secrets.token_hex(8)}.partial"
-        with os.fdopen(folder.create(temporary), "w+b") as file:
-            try:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-                folder.publish(temporary, folder, path.name, replace)
-            except BaseException:
-                with contextlib.suppress(OSError):
-                    folder.unlink(temporary)
-                raise
-        folder.sync()
-
-
-def path_to(file: BinaryIO, otherwise: Path) -> Path:
-    """Return a path by which other code can open the very file that is open here.
-
-    Args:
-        file: an open file.
-        otherwise: the path to take where the system has none for descriptors.
-    """
-    link = Path(f"/proc/self/fd/{file.fileno()}")
-    return link if link.exists() else otherwise
-
-
-def make_folders(path: Path) -> None:
-    """Make a folder and those around it that are missing; their names survive a power cut.
-
-    Raises:
-        OSError: one cannot be made, or something else has its name.
-    """
-    if path.is_dir():
-        return
-    make_folders(path.absolute().parent)
-    with contextlib.suppress(FileExistsError):
-        path.mkdir()
-    if not path.is_dir():
-        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
-    with Folder(path.absolute().parent) as parent:
-        parent.sync()

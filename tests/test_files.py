@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from psssr_fast import secure_files
-from psssr_fast.secure_files import (
+from psssr_fast.files import (
     Folder,
     NotRegular,
     is_plain_name,
@@ -20,6 +19,7 @@ from psssr_fast.secure_files import (
     path_to,
     whole_file,
 )
+from psssr_fast.files import folder as folders
 
 WAYS = ("renameat2", "link", "look")
 
@@ -33,7 +33,7 @@ def way(request, monkeypatch) -> str:
             ctypes.set_errno(errno.ENOSYS)
             return -1
 
-        monkeypatch.setattr(secure_files, "_renameat2", lambda: refuse)
+        monkeypatch.setattr(folders, "_renameat2", lambda: refuse)
     if request.param == "look":
 
         def no_links(*arguments, **options):

@@ -1,0 +1,90 @@
+"""Whole files, inputs and new folders: each appears completely, and nothing is waited for."""
+
+import contextlib
+import errno
+import os
+import secrets
+import stat
+from collections.abc import Iterator
+from io import BufferedReader
+from pathlib import Path
+from typing import BinaryIO
+
+from psssr_fast.files.folder import FLAGS, Folder, NotRegular, kind_of
+
+
+def open_input(path: Path) -> BufferedReader:
+    """Open a file to read, links followed; never wait, as opening a FIFO would.
+
+    Raises:
+        NotRegular: it is no regular file.
+        OSError: it cannot be opened.
+    """
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | FLAGS
+    descriptor = os.open(path, flags)
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(descriptor)
+        raise NotRegular(errno.EINVAL, f"it is {kind_of(mode)}, not a regular file", str(path))
+    return os.fdopen(descriptor, "rb")
+
+
+@contextlib.contextmanager
+def whole_file(path: Path, replace: bool) -> Iterator[BinaryIO]:
+    """Write a file that appears under its name only when it is complete and on the disk.
+
+    Args:
+        path: where it is to be.
+        replace: whether what has that name may be replaced.
+
+    Yields:
+        A file to write to, which has another name in the same folder so far. An exception in the
+        block removes it.
+
+    Raises:
+        FileExistsError: something has the name and may not be replaced.
+        OSError: it cannot be written.
+    """
+    with Folder(path.absolute().parent) as folder:
+        if not replace and folder.stat(path.name) is not None:
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
+        temporary = f".psssr-{secrets.token_hex(8)}.partial"
+        with os.fdopen(folder.create(temporary), "w+b") as file:
+            try:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+                folder.publish(temporary, folder, path.name, replace)
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    folder.unlink(temporary)
+                raise
+        folder.sync()
+
+
+def path_to(file: BinaryIO, otherwise: Path) -> Path:
+    """Return a path by which other code can open the very file that is open here.
+
+    Args:
+        file: an open file.
+        otherwise: the path to take where the system has none for descriptors.
+    """
+    link = Path(f"/proc/self/fd/{file.fileno()}")
+    return link if link.exists() else otherwise
+
+
+def make_folders(path: Path) -> None:
+    """Make a folder and those around it that are missing; their names survive a power cut.
+
+    Raises:
+        OSError: one cannot be made, or something else has its name.
+    """
+    if path.is_dir():
+        return
+    make_folders(path.absolute().parent)
+    with contextlib.suppress(FileExistsError):
+        path.mkdir()
+    if not path.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
+    with Folder(path.absolute().parent) as parent:
+        parent.sync()
