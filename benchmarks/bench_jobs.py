@@ -7,7 +7,8 @@ import pytest
 
 from psssr_fast.config import settings_for
 from psssr_fast.jobs.computing import make_plan
-from psssr_fast.jobs.job import Job, Order
+from psssr_fast.jobs.job import Job
+from psssr_fast.jobs.order import Order
 from psssr_fast.jobs.plan import Computing
 from psssr_fast.video import EncoderSettings, open_reader
 

@@ -20,7 +20,8 @@ from psssr_fast.engine import check_engine, fuse
 from psssr_fast.errors import InputError
 from psssr_fast.jobs.computing import describe_computing, make_plan
 from psssr_fast.jobs.input import look_at
-from psssr_fast.jobs.job import Job, Order
+from psssr_fast.jobs.job import Job
+from psssr_fast.jobs.order import Order
 from psssr_fast.jobs.place import check_place
 from psssr_fast.live import Progress, Streaming
 from psssr_fast.loading import load_networks, resolve_device

@@ -23,7 +23,8 @@ from psssr_fast.config import Windows, settings_for
 from psssr_fast.faults import injected
 from psssr_fast.jobs.computing import make_plan
 from psssr_fast.jobs.input import look_at
-from psssr_fast.jobs.job import Job, Order
+from psssr_fast.jobs.job import Job
+from psssr_fast.jobs.order import Order
 from psssr_fast.jobs.plan import Computing
 from psssr_fast.video import EncoderSettings, Reader, open_reader
 

@@ -182,6 +182,37 @@ def test_a_whole_file_is_there_completely_or_not_at_all(tmp_path, replace):
     assert [item.name for item in tmp_path.iterdir()] == ["file"]
 
 
+def test_a_file_keeps_its_mode_and_a_device_stays_one(tmp_path):
+    private, fifo = tmp_path / "private", tmp_path / "fifo"
+    private.write_text("old")
+    private.chmod(0o600)
+    with whole_file(private, replace=True) as file:
+        file.write(b"new")
+    assert (private.read_text(), private.stat().st_mode & 0o777) == ("new", 0o600)
+    os.mkfifo(fifo)
+    reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    with whole_file(fifo, replace=True) as file:
+        file.write(b"through")
+    assert os.read(reader, 100) == b"through"
+    os.close(reader)
+    (tmp_path / "null").symlink_to("/dev/null")
+    with whole_file(tmp_path / "null", replace=True) as file:
+        file.write(b"nothing")
+    assert (tmp_path / "null").is_char_device()
+    for name in ("..", ".", "/"):
+        with pytest.raises(IsADirectoryError), whole_file(Path(name), replace=True):
+            pytest.fail("entered")
+
+
+def test_a_link_is_replaced_and_not_what_it_names(tmp_path):
+    (tmp_path / "precious").write_text("theirs")
+    (tmp_path / "file").symlink_to("precious")
+    with whole_file(tmp_path / "file", replace=True) as file:
+        file.write(b"ours")
+    assert (tmp_path / "precious").read_text() == "theirs"
+    assert (tmp_path / "file").read_text() == "ours"
+
+
 def test_folders_are_synced_into_theirs(tmp_path, monkeypatch):
     synced, real = [], os.fsync
 

@@ -10,6 +10,7 @@ import errno
 import functools
 import os
 import secrets
+import shutil
 import stat
 import sys
 from collections.abc import Callable
@@ -57,14 +58,16 @@ class Folder:
     def __init__(self, path: Path, follow: bool = True, within: int | None = None) -> None:
         self.path = path
         self.descriptor: int | None = None
+        self._may_sync = True
         if _AT_DESCRIPTOR:
             flags = os.O_DIRECTORY | FLAGS | (0 if follow else os.O_NOFOLLOW)
             try:
                 self.descriptor = os.open(path, flags | os.O_RDONLY, dir_fd=within)
             except PermissionError:
-                if _ONLY_NAMES is None:
+                if _ONLY_NAMES is None or not follow:
                     raise
                 # A folder to drop files into, which may not be read; nor can it be synced.
+                self._may_sync = False
                 self.descriptor = os.open(path, flags | _ONLY_NAMES, dir_fd=within)
 
     def __enter__(self) -> Self:
@@ -99,6 +102,16 @@ class Folder:
         except OSError:
             return False
         return self.descriptor is None or os.path.samestat(found, os.fstat(self.descriptor))
+
+    def free_bytes(self) -> int:
+        """Return how many bytes may still be written on its file system."""
+        return shutil.disk_usage(self.path if self.descriptor is None else self.descriptor).free
+
+    def is_beside(self, other: "Folder") -> bool:
+        """Return whether two folders lie on one file system, so that files can be moved."""
+        if self.descriptor is None or other.descriptor is None:
+            return True
+        return os.fstat(self.descriptor).st_dev == os.fstat(other.descriptor).st_dev
 
     def at(self, name: str) -> str | Path:
         """Return what names a file for calls with ``dir_fd=folder.descriptor``.
@@ -228,12 +241,12 @@ class Folder:
 
     def sync(self) -> None:
         """Make the names in the folder survive a power cut, where the system can."""
-        if self.descriptor is None:
+        if self.descriptor is None or not self._may_sync:
             return
         try:
             os.fsync(self.descriptor)
         except OSError as error:
-            if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
+            if error.errno not in (errno.EINVAL, errno.ENOTSUP):
                 raise
 
     def clock(self) -> float:

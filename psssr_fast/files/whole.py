@@ -10,7 +10,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO
 
-from psssr_fast.files.folder import FLAGS, Folder, NotRegular, kind_of
+from psssr_fast.files.folder import FLAGS, Folder, NotRegular, is_plain_name, kind_of
 
 
 def open_input(path: Path) -> BufferedReader:
@@ -33,6 +33,9 @@ def open_input(path: Path) -> BufferedReader:
 def whole_file(path: Path, replace: bool) -> Iterator[BinaryIO]:
     """Write a file that appears under its name only when it is complete and on the disk.
 
+    A device or a FIFO that may be replaced is written to as it is. A file keeps its mode; a link is
+    replaced, and not what it names.
+
     Args:
         path: where it is to be.
         replace: whether what has that name may be replaced.
@@ -45,12 +48,19 @@ def whole_file(path: Path, replace: bool) -> Iterator[BinaryIO]:
         FileExistsError: something has the name and may not be replaced.
         OSError: it cannot be written.
     """
+    if not is_plain_name(path.name):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if replace and os.path.exists(path) and not os.path.isfile(path):
+        with path.open("wb") as stream:
+            yield stream
+        return
     with Folder(path.absolute().parent) as folder:
         if not replace and folder.stat(path.name) is not None:
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
         temporary = f".psssr-{secrets.token_hex(8)}.partial"
         with os.fdopen(folder.create(temporary), "w+b") as file:
             try:
+                _keep_mode(folder.stat(path.name), file.fileno())
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
@@ -60,6 +70,12 @@ def whole_file(path: Path, replace: bool) -> Iterator[BinaryIO]:
                     folder.unlink(temporary)
                 raise
         folder.sync()
+
+
+def _keep_mode(before: os.stat_result | None, descriptor: int) -> None:
+    if before is not None and stat.S_ISREG(before.st_mode) and hasattr(os, "fchmod"):
+        with contextlib.suppress(OSError):  # some file systems have none
+            os.fchmod(descriptor, stat.S_IMODE(before.st_mode))
 
 
 def path_to(file: BinaryIO, otherwise: Path) -> Path:

@@ -18,9 +18,20 @@ _LONGEST_NAME = 255  # bytes; what nearly all file systems allow
 _FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 
 
+def place_of(path: str | Path) -> Path:
+    """Return the absolute path of a file that need not be there; one for all ways to its folder.
+
+    A link in the last place stays one.
+    """
+    name = Path(path).name
+    if name in ("", ".."):
+        return Path(os.path.realpath(path))
+    return Path(os.path.realpath(Path(path).parent), name)
+
+
 def job_folder(output: str | Path) -> Path:
-    """Where the job of an output keeps its files: ``.NAME.psssr-job`` beside it."""
-    path = Path(os.path.abspath(output))
+    """Return where the job of an output keeps its files: ``.NAME.psssr-job`` beside it."""
+    path = place_of(output)
     name = f".{path.name}.psssr-job"
     if len(os.fsencode(name)) > _LONGEST_NAME:
         digest = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]

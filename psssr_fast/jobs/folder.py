@@ -89,7 +89,11 @@ class JobFolder(Folder):
         # Also when it was there: whoever made it may have been killed before this.
         with Folder(path.parent) as parent:
             parent.sync()
-        return cls.find(path)
+            folder = cls.find(path)
+            if folder is not None and not folder.is_beside(parent):
+                folder.close()
+                raise refused(path, "it lies on another file system, as a mount point does")
+        return folder
 
     def open_own(self, name: str, writing: bool = False) -> int:
         """Open a file of the job.

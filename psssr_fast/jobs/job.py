@@ -8,11 +8,9 @@ finds the last complete step and goes on from there.
 
 import contextlib
 import logging
-import os
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
@@ -21,16 +19,16 @@ from psssr_fast.errors import InputError, OutputError
 from psssr_fast.faults import fault
 from psssr_fast.files import Folder
 from psssr_fast.jobs.chunks import Recipe, pin_threads
-from psssr_fast.jobs.files import JOURNAL, PLAN, job_folder, readable, storing
+from psssr_fast.jobs.files import JOURNAL, PLAN, job_folder, place_of, readable, storing
 from psssr_fast.jobs.finished import Finished, is_unfinished, load_finished
 from psssr_fast.jobs.folder import JobFolder
-from psssr_fast.jobs.input import InputWatch, Seen, look_at
+from psssr_fast.jobs.input import InputWatch, look_at
 from psssr_fast.jobs.journal import Chunk, Ending, Journal
 from psssr_fast.jobs.kept import drop_frames, frames_in_journal, keep_frames, keep_numbered
 from psssr_fast.jobs.lock import JobLock
-from psssr_fast.jobs.place import taken
+from psssr_fast.jobs.order import Order
+from psssr_fast.jobs.place import moved, taken
 from psssr_fast.jobs.plan import (
-    Plan,
     adopt,
     check_form,
     differences,
@@ -42,35 +40,12 @@ from psssr_fast.jobs.plan import (
 )
 from psssr_fast.jobs.sinks import ImageSink, Made, Sink, VideoSink
 from psssr_fast.jobs.space import estimate
-from psssr_fast.video import Frame, Reader, check_output
+from psssr_fast.video import Frame, check_output
 
 logger = logging.getLogger(__name__)
 Item = TypeVar("Item")
 _ASSEMBLIES = 3  # tries to copy the sound of an input that something touches meanwhile
 SCENE_MEMORY = 16  # frames before a frame that may decide whether it begins a scene
-
-
-@dataclass(frozen=True)
-class Order:
-    """What is to be made, and how.
-
-    Attributes:
-        output: the file or folder, as the user wrote it.
-        reader: of the input.
-        plan: everything that decides the bytes; the encoder's threads may be 0 for "choose".
-        overwrite: an output that is there may be replaced.
-        resume: go on where an interrupted run stopped; otherwise drop what it has kept.
-        notes: warnings so far about frames, one line each.
-        seen: what the input was before it was first read; ``None`` has it looked at later.
-    """
-
-    output: str | Path
-    reader: Reader
-    plan: Plan
-    overwrite: bool = False
-    resume: bool = True
-    notes: Callable[[], tuple[str, ...]] = tuple
-    seen: Seen | None = None
 
 
 class Job:
@@ -93,10 +68,11 @@ class Job:
         self.warnings: tuple[str, ...] = ()
         self._order, self._plan = order, order.plan
         self._output = Path(order.output)
-        self._name = Path(os.path.abspath(order.output)).name  # in its folder
+        self._place = place_of(order.output)  # the same one if the current folder changes
         self._lock = JobLock(job_folder(order.output), self._output)
-        source = order.reader.info.path
-        self._input = InputWatch(source, order.plan.source, order.seen or look_at(source))
+        path = place_of(order.reader.info.path)
+        self._source = replace(order.reader.info, path=path)
+        self._input = InputWatch(path, order.plan.source, order.seen or look_at(path))
         self._stack = ExitStack()
         self._journal: Journal | None = None
         self._sink: Sink | None = None
@@ -210,7 +186,7 @@ class Job:
     def _look(self) -> None:
         order, begun = self._order, is_unfinished(self._folder)
         finished = load_finished(self._folder) if order.resume else None
-        if finished is not None and finished.made(self._parent, self._name):
+        if finished is not None and finished.made(self._parent, self._place.name):
             self._take_finished(finished)
             if self._finished is not None:
                 return
@@ -218,7 +194,7 @@ class Job:
         images = self._plan.form == "images"
         if not order.resume:
             if images:
-                drop_frames(self._output, frames_in_journal(self._folder))
+                drop_frames(self._place, frames_in_journal(self._folder))
             self._folder.sweep()
         # Frames of an earlier run lie where they belong already.
         check_output(order.output, order.reader.info.path, order.overwrite or (begun and images))
@@ -266,22 +242,22 @@ class Job:
         """Keep the chunks that are as they were written, up to the first that is not."""
         log = self._log
         if self._plan.form == "images":
-            count = keep_frames(self._output, log.chunks, self._order.overwrite)
+            count = keep_frames(self._place, log.chunks, self._order.overwrite)
         else:
             count = keep_numbered(self._folder, log.chunks)
         if count < len(log.chunks):
             logger.warning("%s: %s is damaged: made anew", self._output, log.chunks[count].file)
             if self._plan.form == "images":
-                drop_frames(self._output, log.chunks[count:])
+                drop_frames(self._place, log.chunks[count:])
             log.cut(count)
         self._folder.sweep(PLAN, JOURNAL, *(chunk.file for chunk in log.chunks))
 
     def _open_sink(self) -> Sink:
         plan, done, commit = self._plan, len(self._log.chunks), self._commit
-        source, size = self._order.reader.info, (plan.width, plan.height)
+        source, size = self._source, (plan.width, plan.height)
         if plan.form == "images":
             overwrite = self._order.overwrite
-            self._sink = ImageSink(self._output, source, size, done, overwrite, commit)
+            self._sink = ImageSink(self._place, source, size, done, overwrite, commit)
         else:
             recipe = Recipe(self._output, pin_threads(plan.encoder), source, size)
             self._sink = VideoSink(self._folder, recipe, plan.chunk_frames, done, commit)
@@ -298,7 +274,7 @@ class Job:
         if self.resumed:
             of = "" if total is None else f" of {total}"
             logger.info("%s: going on after %d%s frames", self._output, self.resumed, of)
-        needed, free = self._needed(), shutil.disk_usage(self._folder.path).free
+        needed, free = self._needed(), self._folder.free_bytes()
         if needed is not None and needed > free:
             logger.warning(
                 "%s: about %s more will be needed; there are %s free in %s",
@@ -346,7 +322,7 @@ class Job:
 
     def _assemble(self, sink: Sink, chunks: list[Chunk]) -> Made:
         """Make the output, with the sound of the very input that the pictures come from."""
-        source = self._order.reader.info
+        source = self._source
         for _ in range(_ASSEMBLIES):
             if not self._input.is_unchanged():
                 raise self._changed()
@@ -362,15 +338,23 @@ class Job:
 
     def _give_name(self, temporary: str) -> None:
         try:
-            self._folder.publish(temporary, self._parent, self._name, self._order.overwrite)
+            if not self._parent.is_at(self._place.parent):
+                raise moved(self._output)
+            self._folder.publish(temporary, self._parent, self._place.name, self._order.overwrite)
         except (FileExistsError, IsADirectoryError) as error:
             raise taken(self._output) from error
         self._parent.sync()
 
     def _leave(self) -> None:
-        """Keep what is safe, if there is any; remove the rest."""
-        if self._sink is not None:
-            self._sink.abandon()
+        """Keep what is safe, if there is any; remove the rest; give the lock back in any case."""
+        with self._stack:
+            self._tidy()
+
+    def _tidy(self) -> None:
+        sink = self._sink
+        if sink is not None:
+            self._stack.callback(lambda: sink.abandon())  # once more, should this be interrupted
+            sink.abandon()
             self._sink = None  # it holds a method of this job: a cycle, which keeps all in memory
         kept = self._journal is not None and bool(self._log.chunks) and self._finished is None
         if kept:
@@ -384,7 +368,6 @@ class Job:
             with contextlib.suppress(OSError, OutputError):  # the next run tries again
                 self._lock.check()  # nothing of a process that has taken the job over
                 self._folder.clear(keep_lock=False)
-        self._stack.close()
 
     def _changed(self) -> InputError:
         return InputError(

@@ -208,7 +208,9 @@ class Journal:
         if isinstance(entry, Ending):
             return 0 < entry.frames == self._frames
         begin, last = self._frames, self.chunks[-1] if self.chunks else None
-        named = is_plain_name(entry.file) if self._images else entry.file == name_of(entry.index)
+        named = entry.file == name_of(entry.index)
+        if self._images:
+            named = is_plain_name(entry.file) and entry.file.lower().endswith(".png")
         times = (*(() if last is None else (last.pts[-1],)), *entry.pts)
         cuts = (begin - 1, *entry.cuts, begin + entry.frames)
         return (

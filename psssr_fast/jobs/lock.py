@@ -153,6 +153,7 @@ class JobLock:
         self.owner = Owner(
             os.getpid(), _started(os.getpid()), _boot(), socket.gethostname(), secrets.token_hex(8)
         )
+        self._content = json.dumps(asdict(self.owner)).encode()
 
     @property
     def folder(self) -> JobFolder:
@@ -228,6 +229,9 @@ class JobLock:
                 self._folder, self._descriptor = folder, descriptor
                 return True
         except BaseException:
+            with contextlib.suppress(OSError):  # or the lock would name this living process
+                if os.pread(descriptor, _MAX_BYTES, 0) == self._content:
+                    os.ftruncate(descriptor, 0)
             os.close(descriptor)
             raise
         os.close(descriptor)
@@ -248,9 +252,8 @@ class JobLock:
         found = folder.stat(LOCK)
         if found is None or not os.path.samestat(found, os.fstat(descriptor)):
             return False  # removed by its owner between our opening and our locking it
-        content = json.dumps(asdict(self.owner)).encode()
-        os.pwrite(descriptor, content, 0)
-        os.ftruncate(descriptor, len(content))
+        os.pwrite(descriptor, self._content, 0)
+        os.ftruncate(descriptor, len(self._content))
         os.fsync(descriptor)
         return _read(folder) == self.owner
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from psssr_fast.errors import OutputError, PsssrError, UsageError, lacks_memory
 from psssr_fast.files import Folder
-from psssr_fast.jobs.files import job_folder
+from psssr_fast.jobs.files import job_folder, place_of
 from psssr_fast.jobs.finished import is_unfinished, load_finished
 from psssr_fast.jobs.folder import JobFolder
 from psssr_fast.jobs.lock import JobLock, holder, locked
@@ -52,7 +52,7 @@ def _check_place(output: str | Path, source: str | Path, overwrite: bool) -> Non
             begun, finished = is_unfinished(folder), load_finished(folder)
         if not begun:  # stopped before its first step or after its last
             _remove(output)
-        place = Path(os.path.abspath(output))
+        place = place_of(output)
         if finished is not None:
             with Folder(place.parent) as parent:
                 made = finished.made(parent, place.name)
@@ -73,6 +73,14 @@ def taken(output: Path) -> OutputError:
     return OutputError(
         f"{output}: {what} already: another program has made it in the meantime. All frames are "
         f"kept: move it away{other} and run the same command again."
+    )
+
+
+def moved(output: Path) -> OutputError:
+    """Return the error that says that the output's folder is not where it was."""
+    return OutputError(
+        f"{output}: its folder was moved, or replaced by another one, while the job ran. Move it "
+        "back and run the same command again; all frames are kept in it."
     )
 
 

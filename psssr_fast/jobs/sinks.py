@@ -1,6 +1,5 @@
 """Where the frames of a job go: into chunks of a video, or into PNG files of their own."""
 
-import os
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -93,9 +92,7 @@ class VideoSink:
 
     def publish(self, chunks: list[Chunk]) -> Made:
         needed = sum(chunk.bytes for chunk in chunks)
-        where = self._folder.path if self._folder.descriptor is None else self._folder.descriptor
-        place = os.statvfs(where) if hasattr(os, "statvfs") else None
-        if place is not None and place.f_bavail * place.f_frsize < needed:
+        if self._folder.free_bytes() < needed:
             raise OutputError(
                 f"{self._recipe.output}: all frames are ready, but {readable(needed)} are needed "
                 f"in {self._recipe.output.parent}. Free some space and run the same command again."

@@ -64,8 +64,7 @@ class ImageWriter:
             with Folder(self._path.absolute().parent) as parent:
                 parent.sync()
             self._folder = Folder(self._path)
-            self._folder.lock()
-            self._clear_partial()
+            self._take(self._folder)
         except BlockingIOError as error:  # under another name: the job's lock knows only this one
             raise OutputError(
                 f"{self._path}: another process writes frames into this folder. Wait for it, or "
@@ -77,15 +76,28 @@ class ImageWriter:
             raise OutputError(f"{self._path}: cannot make the folder: {error.strerror}") from error
         return self
 
-    def _clear_partial(self) -> None:
-        assert self._folder is not None
+    def _take(self, folder: Folder) -> None:
+        """Make the folder this writer's; give it back if that fails."""
         try:
-            self._folder.unlink(PARTIAL_FRAME)
+            folder.lock()
+            self._refuse_input(folder)
+            folder.unlink(PARTIAL_FRAME)
         except (IsADirectoryError, PermissionError) as error:
+            self.__exit__(None, None, None)
             raise OutputError(
                 f"{self._path / PARTIAL_FRAME}: cannot be removed, and a job makes a file of this "
                 f"name: {error.strerror}. Remove it, or choose another folder."
             ) from error
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
+
+    def _refuse_input(self, folder: Folder) -> None:
+        source = self._source
+        if source is not None and source.kind == "images":
+            place = source.path if os.path.isdir(source.path) else source.path.parent
+            if folder.is_at(place):
+                raise UsageError(f"{self._path}: the output is the input. Choose another name.")
 
     def check_place(self) -> None:
         """Make sure that the frames are where they were to be.

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from psssr_fast.errors import OutputError, UsageError
 from psssr_fast.video.encoder import CONTAINERS
+from psssr_fast.video.images import is_image_source
 
 
 def is_image_output(path: str | Path) -> bool:
@@ -35,7 +36,7 @@ def check_output(path: str | Path, source: str | Path, overwrite: bool = False) 
             "name with / to write a folder of PNG frames."
         )
     if os.path.lexists(target):
-        if os.path.exists(target) and os.path.exists(source) and target.samefile(source):
+        if os.path.exists(target) and _is_input(target, Path(source)):
             raise UsageError(f"{path}: the output is the input. Choose another name.")
         _check_existing(target, images, overwrite)
     parent = target.parent
@@ -44,6 +45,13 @@ def check_output(path: str | Path, source: str | Path, overwrite: bool = False) 
     place = target if os.path.isdir(target) else parent
     if not os.access(place, os.W_OK | os.X_OK):
         raise OutputError(f"{path}: no permission to write in {place}. Choose another folder.")
+
+
+def _is_input(target: Path, source: Path) -> bool:
+    """Whether an output is the input: the same file, or the folder of a pattern's frames."""
+    if not os.path.exists(source):
+        source = source.parent if is_image_source(source) else source
+    return os.path.exists(source) and target.samefile(source)
 
 
 def _check_existing(target: Path, images: bool, overwrite: bool) -> None:

@@ -7,7 +7,8 @@ import pytest
 from cli_fixtures import write_frames
 from job_fixtures import copy_video, digest, meanwhile
 
-from psssr_fast.errors import InputError, OutputError
+from psssr_fast.errors import InputError, OutputError, UsageError
+from psssr_fast.jobs.place import check_place
 from psssr_fast.video.image_writer import PARTIAL_FRAME
 
 TAKES = {
@@ -169,9 +170,44 @@ def test_a_folder_of_frames_that_is_moved_meanwhile_is_not_done(tmp_path):
 def test_a_folder_in_the_place_of_the_next_frame_is_named(tmp_path):
     frames, output = write_frames(tmp_path / "frames", 4), tmp_path / "out"
     (output / PARTIAL_FRAME).mkdir(parents=True)
-    with pytest.raises(OutputError, match=f"{PARTIAL_FRAME}: cannot be removed"):
-        copy_video(frames, output)
+    for _ in range(2):  # a writer that failed does not keep the folder locked
+        with pytest.raises(OutputError, match=f"{PARTIAL_FRAME}: cannot be removed"):
+            copy_video(frames, output)
     assert (output / PARTIAL_FRAME).is_dir()
+    (output / PARTIAL_FRAME).rmdir()
+    copy_video(frames, output)
+
+
+@pytest.mark.parametrize("output", ["frames", "alias", "frames/../frames", "deep/.."])
+@pytest.mark.parametrize("source", ["frames", "frames/%04d.png", "alias/%04d.png"])
+def test_frames_are_never_written_over_the_input(tmp_path, monkeypatch, source, output):
+    monkeypatch.chdir(tmp_path)
+    frames = write_frames(tmp_path / "frames", 4)
+    (tmp_path / "alias").symlink_to("frames")
+    (tmp_path / "frames/sub").mkdir()
+    (tmp_path / "deep").symlink_to("frames/sub")
+    before = digest_of_files(frames)
+    with pytest.raises(UsageError, match="the output is the input"):
+        check_place(f"{output}/", source, overwrite=True)
+    with pytest.raises(UsageError, match="the output is the input"):
+        copy_video(Path(source), Path(output), overwrite=True)
+    assert digest_of_files(frames) == before
+
+
+def digest_of_files(folder: Path) -> dict[str, str]:
+    return {path.name: digest(path) for path in folder.iterdir() if path.is_file()}
+
+
+def test_frames_are_never_written_over_an_input_that_comes_later(tmp_path):
+    """The name of the output becomes a link to the input after both were looked at."""
+    frames, output = write_frames(tmp_path / "frames", 4), tmp_path / "out"
+    before = digest(frames)
+    with (
+        meanwhile("plan-renamed", lambda: output.symlink_to("frames")),
+        pytest.raises(UsageError, match="the output is the input"),
+    ):
+        copy_video(frames / "%04d.png", output, overwrite=True)
+    assert digest(frames) == before
 
 
 def test_frames_that_change_meanwhile_are_refused(tmp_path):

@@ -127,6 +127,25 @@ def test_a_fork_that_outlives_the_job_does_not_keep_its_locks(tmp_path):
     assert len(children) == 1
 
 
+def test_a_lock_that_could_not_be_taken_names_nobody(tmp_path, monkeypatch):
+    calls, real = [], locks._read
+
+    def fail(folder):
+        calls.append(real(folder))
+        if calls[-1] is not None:  # it names this process by now
+            raise OSError(5, "Input/output error")
+        return calls[-1]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(locks, "_read", fail)
+        with pytest.raises(OSError, match="Input/output"), JobLock(tmp_path / "job", tmp_path):
+            pytest.fail("entered")
+    assert calls[-1] is not None
+    assert holder(tmp_path / "job") is None
+    with JobLock(tmp_path / "job", tmp_path) as lock:
+        assert holder(tmp_path / "job") == lock.owner
+
+
 def test_a_lock_that_was_taken_away_is_noticed_before_anything_is_kept(tmp_path):
     with JobLock(tmp_path / "job", tmp_path / "out.mp4") as lock:
         lock.check()

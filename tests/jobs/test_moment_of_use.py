@@ -1,6 +1,7 @@
 """What was looked at when the job began may be something else when it is used."""
 
 import contextlib
+import gc
 import os
 import shutil
 import time
@@ -12,7 +13,7 @@ from job_fixtures import SMALL, copy_video, digest, journal_of, meanwhile, write
 from psssr_fast.errors import InputError, OutOfMemory, OutputError, PsssrError
 from psssr_fast.files import Folder
 from psssr_fast.jobs import POINTS
-from psssr_fast.jobs.files import storing
+from psssr_fast.jobs.files import job_folder, storing
 from psssr_fast.jobs.input import look_at
 from psssr_fast.video import probe
 
@@ -174,14 +175,95 @@ def test_a_folder_in_the_place_of_a_video_costs_no_frames(clip, whole_copy, tmp_
     assert digest(output) == digest(whole_copy)
 
 
-def test_a_moved_folder_keeps_its_job(clip, whole_copy, tmp_path):
-    """The folder around the output is renamed: the job's folder goes along and is cleared there."""
+@pytest.mark.parametrize("point", ["plan-renamed", "journaled", "assembling", "noted"])
+@pytest.mark.parametrize("another", [False, True])
+def test_a_moved_folder_keeps_its_job(clip, whole_copy, tmp_path, point, another):
+    """The folder around the output is renamed; maybe another one gets its name."""
     folder, output = tmp_path / "folder", tmp_path / "folder/out.mp4"
     folder.mkdir()
-    with meanwhile("noted", lambda: folder.rename(tmp_path / "moved")):
+
+    def move() -> None:
+        folder.rename(tmp_path / "moved")
+        if another:
+            folder.mkdir()
+
+    with meanwhile(point, move), pytest.raises(OutputError) as refusal:
         copy_video(clip, output)
-    assert digest(tmp_path / "moved/out.mp4") == digest(whole_copy)
-    assert {path.name for path in (tmp_path / "moved").iterdir()} == {"out.mp4"}
+    assert "its folder was moved, or replaced by another one" in str(refusal.value)
+    if another:
+        assert list(folder.iterdir()) == []
+        folder.rmdir()
+    (tmp_path / "moved").rename(folder)
+    assert copy_video(clip, output).resumed == 14
+    assert digest(output) == digest(whole_copy)
+    assert [path.name for path in folder.iterdir()] == ["out.mp4"]
+
+
+def test_an_output_is_made_where_its_name_leads(clip, whole_copy, tmp_path, monkeypatch):
+    """``link/..`` is the folder around the one that the link names, and not around the link."""
+    here, elsewhere = tmp_path / "here", tmp_path / "elsewhere"
+    here.mkdir()
+    (elsewhere / "deep").mkdir(parents=True)
+    (here / "link").symlink_to(elsewhere / "deep")
+    (here / "out.mp4").write_text("precious")
+    monkeypatch.chdir(here)
+    for overwrite in (False, True):
+        copy_video(clip, Path("link/../out.mp4"), overwrite=overwrite)
+        assert (here / "out.mp4").read_text() == "precious"
+        assert digest(elsewhere / "out.mp4") == digest(whole_copy)
+    assert {path.name for path in elsewhere.iterdir()} == {"deep", "out.mp4"}
+    assert job_folder("link/../out.mp4") == job_folder(elsewhere / "out.mp4")
+
+
+def test_a_job_stays_where_it_began_when_the_current_folder_changes(
+    clip, whole_copy, tmp_path, monkeypatch
+):
+    """As another thread of the same process may do it at any time."""
+    here, away = tmp_path / "here", tmp_path / "away"
+    here.mkdir()
+    away.mkdir()
+    monkeypatch.chdir(here)
+    shutil.copy(clip, "in.mp4")
+    for point in ("plan-renamed", "journaled", "ended", "assembled", "noted"):
+        monkeypatch.chdir(here)
+        with meanwhile(point, lambda: os.chdir(away)):
+            try:
+                copy_video(Path("in.mp4"), Path("out.mp4"))
+            except InputError:  # the reader looks for the end of its file by the path it was given
+                monkeypatch.chdir(here)
+                copy_video(Path("in.mp4"), Path("out.mp4"))
+        assert digest(here / "out.mp4") == digest(whole_copy)
+        (here / "out.mp4").unlink()
+    assert list(away.iterdir()) == []
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
+@pytest.mark.parametrize("step", ["abandon", "is_unfinished", "clear"])
+def test_whatever_ends_a_job_it_gives_its_lock_back(
+    clip, whole_copy, tmp_path, monkeypatch, step, error
+):
+    """A second Ctrl-C in a notebook, whose process lives on."""
+    output, before = tmp_path / "out.mp4", len(os.listdir("/proc/self/fd"))
+
+    def fail(*arguments, **options):
+        patch.undo()  # what is tried again, or by the next run, goes well
+        raise error
+
+    places = {
+        "abandon": "psssr_fast.jobs.sinks.VideoSink.abandon",
+        "is_unfinished": "psssr_fast.jobs.job.is_unfinished",
+        "clear": "psssr_fast.jobs.folder.JobFolder.clear",
+    }
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises((error, ZeroDivisionError, OutputError)),
+        meanwhile("chunk-encoded", lambda: (patch.setattr(places[step], fail), 1 // 0)),
+    ):
+        copy_video(clip, output)
+    copy_video(clip, output)
+    assert digest(output) == digest(whole_copy)
+    gc.collect()
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_a_deleted_input_is_bad_input(forks, clip, tmp_path):

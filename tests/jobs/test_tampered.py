@@ -205,7 +205,20 @@ def test_an_end_that_cannot_be_is_none(tmp_path, entries):
     assert journal.ending is None
 
 
-@pytest.mark.parametrize("name", ["../0000.png", "/0000.png", "..", "", "a/b.png", "a\0.png"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "thesis.txt",
+        "png",
+        ".psssr-frame.partial",
+        "../0000.png",
+        "/0000.png",
+        "..",
+        "",
+        "a/b.png",
+        "a\0.png",
+    ],
+)
 def test_a_frame_is_named_like_a_file_of_its_folder(tmp_path, name):
     frame = {**CHUNK, "frames": 1, "pts": [0], "delay": 0}
     assert not journal_with(
