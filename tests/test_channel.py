@@ -7,7 +7,7 @@ import pytest
 
 from psssr_fast.runtime.channel import Channel
 
-SOON = 20  # seconds: of a busy machine; an idle one takes none
+SOON = 1800  # seconds: of a busy machine; an idle one takes none
 
 
 def ended(*threads: threading.Thread) -> bool:

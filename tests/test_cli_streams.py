@@ -12,7 +12,7 @@ import warnings
 from pathlib import Path
 
 import pytest
-from cli_fixtures import command, write_video
+from cli_fixtures import HANGS_AFTER, command, write_video
 from job_fixtures import digest
 
 from psssr_fast.cli import main
@@ -174,7 +174,7 @@ def shell(line: str, folder: Path, *arguments: object) -> tuple[int, str, str]:
     """Run ``psssr ARGUMENTS`` in a shell, as ``line`` says: ``{}`` stands for the command."""
     program = shlex.join(command(*arguments))
     done = subprocess.run(
-        ["bash", "-c", line.format(program)], cwd=folder, capture_output=True, timeout=120
+        ["bash", "-c", line.format(program)], cwd=folder, capture_output=True, timeout=HANGS_AFTER
     )
     return done.returncode, done.stdout.decode(), done.stderr.decode()
 
@@ -232,7 +232,7 @@ def test_processes_started_from_here_have_open_streams_too(tmp_path):
         "sys.exit(b'True' not in subprocess.check_output([sys.executable, '-c', child]))"
     )
     line = shlex.join([sys.executable, "-c", program]) + " <&- >&- 2>&-"
-    assert subprocess.run(["bash", "-c", line], timeout=60).returncode == 0
+    assert subprocess.run(["bash", "-c", line], timeout=HANGS_AFTER).returncode == 0
 
 
 def test_events_in_json_hold_tracebacks_as_well(clip, tmp_path, capsys, monkeypatch):

@@ -10,7 +10,8 @@ import weakref
 from contextlib import aclosing
 
 import pytest
-from live_fixtures import PATIENCE, Slow, array, nothing_left_behind, own_threads
+from cli_fixtures import HANGS_AFTER
+from live_fixtures import Slow, array, nothing_left_behind, own_threads
 from model_fixtures import upscaler
 from test_channel import ended, started
 
@@ -40,7 +41,7 @@ def flushing(live: LiveUpscaler, errors: list[BaseException]) -> None:
 
 
 def until(condition) -> None:
-    end = time.monotonic() + 20
+    end = time.monotonic() + HANGS_AFTER
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.005)
@@ -204,7 +205,7 @@ def test_a_reader_that_its_own_thread_collects_does_not_wait_for_itself(monkeypa
 def blocking(gate: threading.Event):
     """A source that gives a frame, and the next one when the gate opens."""
     yield FRAME
-    gate.wait(60)
+    gate.wait(2 * HANGS_AFTER)
     yield FRAME
 
 
@@ -220,7 +221,7 @@ def test_a_task_can_be_cancelled_while_an_ordinary_source_gives_nothing():
     begin = time.monotonic()
     try:
         asyncio.run(run())
-        assert not gate.is_set() and time.monotonic() - begin < 20
+        assert not gate.is_set() and time.monotonic() - begin < HANGS_AFTER
     finally:
         gate.set()
     until(lambda: stream.closed)  # when its next frame comes
@@ -231,7 +232,7 @@ def test_an_error_of_a_source_that_was_left_is_nobody_s(caplog):
 
     def source():
         yield FRAME
-        gate.wait(60)
+        gate.wait(2 * HANGS_AFTER)
         raise OSError("the camera is gone")
 
     async def run():
@@ -289,10 +290,9 @@ def test_closing_early_still_waits_for_a_stage():
                 async for _ in results:
                     pass
 
-    begin = time.monotonic()
     with pytest.raises(TimeoutError):
         asyncio.run(run())
-    assert stream.closed and time.monotonic() - begin < 0.1 + PATIENCE + 20
+    assert stream.closed
 
 
 def test_a_process_ends_though_a_source_gives_nothing():
@@ -303,13 +303,14 @@ def test_a_process_ends_though_a_source_gives_nothing():
         "    yield 1\n"
         "    threading.Event().wait()\n"
         "async def run():\n"
-        "    async with asyncio.timeout(0.1):\n"
-        "        async for item in iterate(iter_of, source()): print(item)\n"
+        "    items = iterate(iter_of, source())\n"
+        "    print(await anext(items))\n"
+        "    async with asyncio.timeout(0.1): await anext(items)\n"
         "def iter_of(items): yield from items\n"
         "try: asyncio.run(run())\n"
         "except TimeoutError: print('left')\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=HANGS_AFTER
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "1\nleft\n", "")

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from cli_fixtures import write_frames, write_video
+from cli_fixtures import HANGS_AFTER, write_frames, write_video
 
 from psssr_fast.errors import InputError
 from psssr_fast.video import open_reader, probe
@@ -75,7 +75,7 @@ def test_it_does_not_end_with_the_thread_that_opened_it(clip):
 
 
 def wait_until(happened: Callable[[], bool]) -> None:
-    until = time.monotonic() + 60
+    until = time.monotonic() + HANGS_AFTER
     while not happened():
         assert time.monotonic() < until
         time.sleep(0.01)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import confined_attacks
 import pytest
+from cli_fixtures import HANGS_AFTER
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux" or os.uname().machine != "x86_64",
@@ -47,7 +48,7 @@ def attack(what: str, victim: Path, *more: object) -> list[str]:
             command,
             capture_output=True,
             text=True,
-            timeout=100,
+            timeout=HANGS_AFTER,
             env={**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
         )
     finally:
