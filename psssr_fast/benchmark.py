@@ -6,7 +6,9 @@ encoding included; *cold start* is the import, the loading of the weights and th
 with all that is made or compiled on the way.
 """
 
+import errno
 import os
+import shutil
 import statistics
 import tempfile
 from collections.abc import Callable
@@ -23,6 +25,7 @@ from psssr_fast.attention import Problem, select_attention
 from psssr_fast.config import Settings, settings_for
 from psssr_fast.engine import EngineName, check_engine
 from psssr_fast.errors import OutputError
+from psssr_fast.files import Folder, whole_file
 from psssr_fast.forecast import Forecaster, empty_networks, model_size
 from psssr_fast.models.codec import WanCodec
 from psssr_fast.models.dit import Dit
@@ -311,13 +314,19 @@ def random_networks(
 
 
 def _check_writable(path: Path | None) -> None:
-    """Before minutes of measuring, not after them."""
+    """Find out before the work whether a trace can be written; touches nothing.
+
+    Raises:
+        OutputError: it cannot.
+    """
     if path is None:
         return
     try:
-        path.touch()
-        if not path.is_file():
-            raise IsADirectoryError(f"{path} is a folder")
+        if os.path.isdir(path):
+            raise IsADirectoryError(errno.EISDIR, f"{path} is a folder")
+        with Folder(path.absolute().parent) as folder:
+            folder.stat(path.name)
+            folder.clock()  # by a file that is made there for a moment
     except OSError as error:
         reason = error.strerror or error
         raise OutputError(f"{path}: cannot be written: {reason}. Choose another file.") from error
@@ -338,10 +347,14 @@ def write_trace(run: Callable[[], object], device: torch.device, path: Path | No
         with listening(profiler_range):
             run()
         wait_for(device)
-    try:
-        recorded.export_chrome_trace(str(path))
-    except (OSError, RuntimeError) as error:
-        raise OutputError(f"{path}: cannot be written: {error}") from error
+    # Torch writes to a second name that can be guessed, through links: in a folder of our own.
+    with tempfile.TemporaryDirectory(prefix="psssr-trace-") as folder:
+        try:
+            recorded.export_chrome_trace(str(Path(folder, "trace.json")))
+            with Path(folder, "trace.json").open("rb") as made, whole_file(path, True) as file:
+                shutil.copyfileobj(made, file)
+        except (OSError, RuntimeError) as error:
+            raise OutputError(f"{path}: cannot be written: {error}") from error
 
 
 def _file_to_file(upscaler: Upscaler, workload: Workload) -> EndToEnd:

@@ -185,17 +185,23 @@ def _limit_resources(src: Path) -> None:
     with suppress(ImportError):  # Windows has neither
         import resource
 
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        def lower(kind: int, soft: int, hard: int) -> None:
+            """Limits that the user has set already may be lower, and stay."""
+            unlimited = resource.RLIM_INFINITY
+            before = [limit if limit != unlimited else hard for limit in resource.getrlimit(kind)]
+            resource.setrlimit(kind, (min(soft, before[0]), min(hard, before[1])))
+
+        lower(resource.RLIMIT_CORE, 0, 0)
         size = src.stat().st_size
         seconds = _cpu_seconds(size)
-        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 5))
+        lower(resource.RLIMIT_CPU, seconds, seconds + 5)
         largest = _COPIES * size + 2 * MAX_HEADER
-        resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
+        lower(resource.RLIMIT_FSIZE, largest, largest)
         statistics = Path("/proc/self/statm")
         if statistics.exists():
             mapped = int(statistics.read_text().split()[0]) * resource.getpagesize()
             limit = mapped + (_COPIES + 1) * size + _SPARE_BYTES  # the file is mapped as well
-            resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+            lower(resource.RLIMIT_AS, limit, limit)
 
 
 def _end_with(parent: int) -> None:

@@ -16,6 +16,7 @@ _NO_MEMORY_WORDS = (
     "bad_alloc",
     "bad allocation",
     "can't start new thread",
+    "failed to map segment",
     "resource temporarily unavailable",
 )
 
@@ -27,7 +28,9 @@ def lacks_memory(error: BaseException) -> bool:
     if isinstance(error, OSError):
         return error.errno in _NO_MEMORY
     text = str(error).lower()
-    return isinstance(error, RuntimeError) and any(words in text for words in _NO_MEMORY_WORDS)
+    # ImportError: a library could not be loaded into what memory there is.
+    kind = isinstance(error, RuntimeError | ImportError)
+    return kind and any(words in text for words in _NO_MEMORY_WORDS)
 
 
 class PsssrError(Exception):

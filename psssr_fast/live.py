@@ -235,9 +235,10 @@ class LiveUpscaler(Generic[Picture]):
             yield
             if worker.stopped:
                 raise UsageError(_CLOSED)
-        except Full:
-            raise
-        except BaseException:
+        except BaseException as error:
+            # There is no room: nothing has ended. What the stream raised may be of this kind, too.
+            if isinstance(error, Full) and error is not worker.failure:
+                raise
             if not self._closed:  # otherwise whoever closed it waits for the thread
                 self.close()
             raise
@@ -276,6 +277,11 @@ class _Worker(Generic[Item]):
         self.stopped = True
         self._way_in.close()
         self._over.put(None)
+
+    @property
+    def failure(self) -> BaseException | None:
+        """What the stream raised."""
+        return self._failure
 
     def put(self, item: Item, wait: bool) -> None:
         """Queue an item.

@@ -8,6 +8,7 @@ import threading
 import time
 import weakref
 from contextlib import aclosing
+from queue import Full
 
 import pytest
 from cli_fixtures import HANGS_AFTER
@@ -197,6 +198,22 @@ def test_a_reader_that_its_own_thread_collects_does_not_wait_for_itself(monkeypa
     del reader
     until(lambda: not own_threads())
     assert problems == []
+
+
+@pytest.mark.parametrize("when_full", ["wait", "raise"])
+def test_a_stream_that_raises_full_is_not_taken_for_a_full_queue(when_full):
+    """As of ``progress=queue.put_nowait``, with a queue that nobody empties."""
+
+    def stream(frames):
+        for frame in frames:
+            yield frame
+            raise Full
+
+    live = LiveUpscaler(stream, queue=64, when_full=when_full)
+    with pytest.raises(Full):
+        until(lambda: live.push(FRAME) is None)
+    with pytest.raises(UsageError, match="closed"):
+        live.push(FRAME)
 
 
 # Asynchronous streams.

@@ -15,6 +15,7 @@ from psssr_fast.commands.shell import (
     print_fields,
     print_line,
 )
+from psssr_fast.commands.stopping import stoppable
 from psssr_fast.errors import ModelError, UsageError
 
 if TYPE_CHECKING:
@@ -108,12 +109,13 @@ def convert(
     from psssr_fast.convert import convert_pickle
 
     ctx.obj.result_is_printed = as_json
-    made = convert_pickle(
-        source,
-        _beside(source) if target is None else target,
-        trust=trust,
-        overwrite=overwrite,
-    )
+    with stoppable():  # SIGTERM removes what is half written, too
+        made = convert_pickle(
+            source,
+            _beside(source) if target is None else target,
+            trust=trust,
+            overwrite=overwrite,
+        )
     if as_json:
         content = {**dataclasses.asdict(made), "path": str(made.path)}
         print_document("models.convert", content)
@@ -145,8 +147,11 @@ def encode_prompt(
     if os.path.lexists(output) and not overwrite:  # before minutes of work
         raise UsageError(f"{output} exists; choose another name, or pass --overwrite")
     sentence = prompt.DEFAULT_PROMPT if text is None else text
-    embedding = prompt.encode_prompt(sentence, encoder)
-    prompt.save_prompt(output, embedding, text=sentence, encoder=encoder.name, overwrite=overwrite)
+    with stoppable():
+        embedding = prompt.encode_prompt(sentence, encoder)
+        prompt.save_prompt(
+            output, embedding, text=sentence, encoder=encoder.name, overwrite=overwrite
+        )
     shape = list(embedding.shape)
     if as_json:
         content = {"path": str(output), "text": sentence, "shape": shape}

@@ -9,24 +9,30 @@ import time
 from collections.abc import Iterator
 from types import FrameType
 
+_STOPPING = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+)
 _ONE_PRESS = 0.3  # seconds: shells and what starts programs in them often both pass a signal on
 
 
 @contextlib.contextmanager
 def stoppable() -> Iterator[None]:
-    """Let SIGTERM clean up as Ctrl-C does, and a second signal end the process at once.
+    """Let SIGTERM and SIGHUP clean up as Ctrl-C does, and a second signal end the process at once.
 
     Python itself sees a signal only between two of its steps, one of which may be minutes of a
     network; the second is seen by a thread of its own. After a signal the process is about to end.
 
     Raises:
         KeyboardInterrupt: on SIGINT.
-        SystemExit: on SIGTERM, with code 143.
+        SystemExit: on SIGTERM, with code 143, and on SIGHUP, with code 129.
     """
     # A signal that is ignored stays so: that is how a shell protects background jobs from Ctrl-C.
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals are the main thread's
+        return
     before = {
         number: handler
-        for number in (signal.SIGINT, signal.SIGTERM)
+        for number in _STOPPING
         if (handler := signal.getsignal(number)) is not signal.SIG_IGN
     }
     stopped = False

@@ -1,5 +1,6 @@
 """``psssr train``."""
 
+import os
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
@@ -18,7 +19,7 @@ from psssr_fast.commands.shell import (
     print_line,
     shortened,
 )
-from psssr_fast.errors import UsageError
+from psssr_fast.errors import OutputError, UsageError
 from psssr_fast.runtime.planner import amount
 
 if TYPE_CHECKING:
@@ -288,7 +289,7 @@ def _plan(shell: Shell, recipe: "Recipe") -> int:
 def _write_manifest(
     shell: Shell, data: Path, path: Path, licences: list[str], held_out: list[str]
 ) -> int:
-    from psssr_fast.training.manifest import make_manifest, write_manifest
+    from psssr_fast.training.manifest import is_manifest, make_manifest, write_manifest
 
     rules = [_rule("--licence", text) for text in licences]
     hidden = []
@@ -298,6 +299,8 @@ def _write_manifest(
             raise UsageError(f"--held-out must be PATTERN=FRAMES; got {text!r}")
         hidden.append((pattern, int(count)))
     manifest = make_manifest(data, rules, hidden)
+    if os.path.isfile(path) and not is_manifest(path):
+        raise OutputError(f"{path}: exists already, and is no manifest. Choose another name.")
     write_manifest(manifest, path)
     missing = sum(not source.licence for source in manifest.sources)
     if shell.json:

@@ -72,6 +72,22 @@ def whole_file(path: Path, replace: bool) -> Iterator[BinaryIO]:
         folder.sync()
 
 
+@contextlib.contextmanager
+def appended(path: Path) -> Iterator[BinaryIO]:
+    """Add to the end of a file, which is made if it is not there; never through a link.
+
+    Raises:
+        NotRegular: something else has the name.
+        OSError: it cannot be written.
+    """
+    with Folder(path.absolute().parent) as folder:
+        with contextlib.suppress(FileExistsError):
+            os.close(folder.create(path.name))
+        with os.fdopen(folder.open_regular(path.name, writing=True), "r+b") as file:
+            file.seek(0, os.SEEK_END)
+            yield file
+
+
 def _keep_mode(before: os.stat_result | None, descriptor: int) -> None:
     if before is not None and stat.S_ISREG(before.st_mode) and hasattr(os, "fchmod"):
         with contextlib.suppress(OSError):  # some file systems have none

@@ -9,7 +9,6 @@ import json
 import logging
 import os
 import platform
-import tempfile
 from collections.abc import Mapping
 from functools import cache
 from importlib import metadata
@@ -18,6 +17,7 @@ from pathlib import Path
 import torch
 
 from psssr_fast import __version__
+from psssr_fast.files import make_folders, whole_file
 
 VARIABLE = "PSSSR_CHOICES"
 SCHEMA = "psssr.choices/1"
@@ -82,15 +82,9 @@ def remember(device: torch.device, answers: Mapping[str, str]) -> Path | None:
     machines = _read(path)
     machines[machine(device)] = {**machines.get(machine(device), {}), **answers}
     text = json.dumps({"schema": SCHEMA, "machines": machines}, indent=1, sort_keys=True)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=path.name, dir=path.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text + "\n")
-        os.replace(name, path)  # a reader sees the old file or the new one
-    except BaseException:
-        os.unlink(name)
-        raise
+    make_folders(path.parent)
+    with whole_file(path, replace=True) as file:  # a reader sees the old file or the new one
+        file.write(f"{text}\n".encode())
     return path
 
 

@@ -18,7 +18,7 @@ from PIL import Image, UnidentifiedImageError
 
 from psssr_fast.config import SceneCuts
 from psssr_fast.errors import InputError, OutputError, UsageError
-from psssr_fast.files import whole_file
+from psssr_fast.files import open_input, whole_file
 from psssr_fast.scenes import find_cuts
 from psssr_fast.video import Frame, open_reader
 
@@ -155,6 +155,16 @@ def sha256(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def is_manifest(path: Path) -> bool:
+    """Return whether a file is one that :func:`write_manifest` wrote."""
+    try:
+        with open_input(path) as file:
+            content = json.loads(file.read(2**28))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(content, dict) and content.get("schema") == SCHEMA
+
+
 def write_manifest(manifest: Manifest, path: Path) -> None:
     """Write it as JSON.
 
@@ -182,6 +192,8 @@ def load_manifest(
         InputError: it is missing or makes no sense, a file of it is not there, or the licence of
             one is not recorded.
     """
+    if path is not None and not os.path.isfile(path):
+        raise InputError(f"{path}: no such manifest; write it with `psssr train --write-manifest`")
     path = path or folder / NAME
     manifest = _parse(folder, path) if os.path.isfile(path) else make_manifest(folder)
     unlicensed = [source.path for source in manifest.sources if not source.licence.strip()]
@@ -198,22 +210,36 @@ def load_manifest(
 def _parse(folder: Path, path: Path) -> Manifest:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: not a manifest: {error}") from None
     if not isinstance(content, dict) or content.get("schema") != SCHEMA:
         raise InputError(f"{path}: not a manifest: its schema is not {SCHEMA!r}")
     sources = []
-    for entry in content.get("sources", []):
+    listed = content.get("sources")
+    for entry in listed if isinstance(listed, list) else ():
         try:
             source = Source(**{**entry, "cuts": tuple(entry.get("cuts", ()))})
-        except TypeError as error:
+            _check(source)
+        except (TypeError, ValueError, AttributeError) as error:
             raise InputError(f"{path}: an entry makes no sense: {error}") from None
         inside = Path(source.path)
         if inside.is_absolute() or ".." in inside.parts:
             raise InputError(f"{path}: {source.path} is not below the folder")
-        if not (folder / inside).is_file():
+        if not os.path.isfile(folder / inside):
             raise InputError(f"{folder / inside}: no such file, but {path} lists it; write it anew")
         sources.append(source)
     if not sources:
         raise InputError(f"{path}: lists no sources; write it anew")
     return Manifest(folder, tuple(sources))
+
+
+def _check(source: Source) -> None:
+    """Raise ValueError if the values of an entry are of other types, or not possible."""
+    texts = (source.path, source.sha256, source.licence)
+    numbers = (source.frames, source.height, source.width, source.held_out, *source.cuts)
+    if not all(type(text) is str for text in texts):
+        raise ValueError("its path, hash and licence must be texts")
+    if not all(type(number) is int and 0 <= number < 2**31 for number in numbers):
+        raise ValueError("its numbers must be whole and not negative")
+    if source.held_out > source.frames or not min(source.frames, source.height, source.width):
+        raise ValueError("it must have frames, a size, and no more held-out frames than frames")

@@ -255,7 +255,7 @@ def from_json(text: str, start: Recipe, where: str) -> Recipe:
     """
     try:
         content = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{where}: not JSON: {error}") from None
     return _filled(start, content, where)
 

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from psssr_fast.errors import OutputError
-from psssr_fast.files import whole_file
+from psssr_fast.files import appended, make_folders, whole_file
 
 LOG = "log.jsonl"
 PANEL = (420, 180)  # width and height of the plot of one loss
@@ -26,8 +26,8 @@ def append_line(folder: Path, values: dict[str, Any]) -> None:
         OutputError: it cannot be written.
     """
     try:
-        with (folder / LOG).open("a", encoding="utf-8") as log:
-            log.write(json.dumps(values) + "\n")
+        with appended(folder / LOG) as log:
+            log.write(f"{json.dumps(values)}\n".encode())
     except OSError as error:
         raise OutputError(f"{folder / LOG}: cannot be written: {error.strerror}") from None
 
@@ -36,12 +36,22 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
     """All lines that are whole: a process that was killed may have left half of one."""
     path, lines = folder / LOG, []
     if path.is_file():
-        for text in path.read_text(encoding="utf-8").splitlines():
+        for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
-                lines.append(json.loads(text))
-            except ValueError:
+                line = json.loads(text)
+            except (ValueError, RecursionError):
                 continue
+            if _is_whole(line):
+                lines.append(line)
     return lines
+
+
+def _is_whole(line: Any) -> bool:
+    """Whether a line has what every line of a log has."""
+    if not isinstance(line, dict):
+        return False
+    numbers = all(type(line.get(name)) is int for name in ("order", "step"))
+    return numbers and isinstance(line.get("stage"), str)
 
 
 def cut_log(folder: Path, order: int) -> None:
@@ -69,8 +79,16 @@ def plot(folder: Path) -> Path | None:
         for row, (name, curve) in enumerate(sorted(series[stage].items())):
             sheet.paste(_panel(f"{stage}: {name}", curve), (column * width, row * height))
     path = folder / "plot.png"
-    sheet.save(path)
+    _save(sheet, path)
     return path
+
+
+def _save(picture: Image.Image, path: Path) -> None:
+    try:
+        with whole_file(path, replace=True) as file:
+            picture.save(file, format="PNG")
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from None
 
 
 def _panel(title: str, curve: Sequence[tuple[int, float]]) -> Image.Image:
@@ -124,5 +142,5 @@ def save_strip(path: Path, columns: dict[str, Tensor]) -> None:
     pen, width = ImageDraw.Draw(sheet), picture.width // len(columns)
     for index, name in enumerate(columns):
         pen.text((index * width + 3, 1), name, fill=_TEXT)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(path)
+    make_folders(path.parent)
+    _save(sheet, path)

@@ -86,7 +86,10 @@ def load_state(folder: Path) -> State | None:
     file = read_weight_file(files[-1])
     if file.metadata.get("format") != FORMAT:
         raise ModelError(f"{files[-1]}: not a state of training; move it away")
-    place = Place(file.metadata["stage"], int(file.metadata["step"]))
+    try:
+        place = Place(file.metadata["stage"], int(file.metadata["step"]))
+    except (KeyError, ValueError):
+        raise ModelError(f"{files[-1]}: says no place in a run; move it away") from None
     tensors = {name: tensor.clone() for name, tensor in read_tensors(file, file.tensors)}
     return State(place, tensors)
 
@@ -118,11 +121,11 @@ def restore_optimizer(
 def recipe_of(folder: Path) -> str | None:
     """The recipe that a run was started with, as text."""
     path = folder / "recipe.json"
-    return path.read_text(encoding="utf-8") if path.is_file() else None
+    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None
 
 
 def differences(ours: str, theirs: str) -> list[str]:
-    """The settings that two recipes (as text) disagree on."""
+    """The settings that two recipes (as text) disagree on; "not JSON" if one cannot be read."""
 
     def flat(value: object, prefix: str = "") -> dict[str, object]:
         if not isinstance(value, dict):
@@ -130,5 +133,8 @@ def differences(ours: str, theirs: str) -> list[str]:
         parts = [flat(v, f"{prefix}.{k}" if prefix else k) for k, v in value.items()]
         return {name: v for part in parts for name, v in part.items()}
 
-    a, b = flat(json.loads(ours)), flat(json.loads(theirs))
+    try:
+        a, b = flat(json.loads(ours)), flat(json.loads(theirs))
+    except (ValueError, RecursionError):
+        return ["not JSON"]
     return sorted(name for name in a | b if a.get(name) != b.get(name))

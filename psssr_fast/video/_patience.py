@@ -4,6 +4,7 @@ A busy machine lets an honest process wait for a processor, so what counts first
 works at all. What it does with its time nobody can see: therefore the rest is bounded, too.
 """
 
+import os
 import time
 
 from psssr_fast.video import _linux
@@ -12,10 +13,13 @@ _OVERTIME = 2  # times the processor time allowed: the process ends itself befor
 _CROWD = 4  # times the time allowed may pass on a busy machine
 _BYTES_A_SECOND = 2**20  # of a file that is looked through before the first frame
 _LOOK_EVERY = 0.5  # seconds
+# Decoding takes one; what it is made of may start one for each processor. No limit of the system
+# holds for root, and all processes of the machine have to share the numbers.
+_MOST_THREADS = 64 + (os.cpu_count() or 1)
 
 
 class Patience:
-    """Decides when a process has taken too long.
+    """Decides when a process has taken too long, or too much.
 
     For each message it may take ``seconds`` without giving a byte or computing; twice that of
     processor time; and four times that altogether. Over the whole file it may take ``seconds`` for
@@ -65,6 +69,9 @@ class Patience:
         now, used = time.monotonic(), self._processor_time()
         if moved or used > self._used:
             self._alive, self._used = now, used
+        threads = _linux.thread_count(self._pid)
+        if threads > _MOST_THREADS:
+            return f"made {threads} threads"
         if now - self._alive > self._seconds:
             return f"gave nothing for {self._seconds:g} s"
         if used - self._used_before > _OVERTIME * self._allowed:

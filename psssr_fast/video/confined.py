@@ -27,7 +27,7 @@ from psssr_fast.video._seccomp import install_filter
 from psssr_fast.video.container import check_readable, demux, open_media
 from psssr_fast.video.images import is_image_source
 from psssr_fast.video.limits import UNLIMITED, Limits
-from psssr_fast.video.reader import open_reader, probe
+from psssr_fast.video.reader import VideoReader, open_reader, probe
 
 _OPEN_FILES = 64
 _NEW_NET, _NEW_USER = 0x40000000, 0x10000000  # flags of unshare(2)
@@ -201,6 +201,8 @@ def _serve(request: dict[str, Any], sender: _Sender) -> None:
     )
     if not is_image_source(path):
         _rehearse(path, sender)
+    if isinstance(reader, VideoReader):
+        reader.count_blocks(sender.beat)  # now, as signs of life are taken before the first frame
     sender.send(wire.INFO, reader.info)
     with reader:
         for frame in reader:

@@ -1,7 +1,7 @@
 """Reading frames, one at a time, in bounded memory."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -28,7 +28,7 @@ from psssr_fast.video.container import (
 from psssr_fast.video.images import ImageReader, is_image_source, probe_images
 from psssr_fast.video.info import Frame, Reader, VideoInfo
 from psssr_fast.video.limits import DEFAULT_LIMITS, Limits
-from psssr_fast.video.matroska import count_frames
+from psssr_fast.video.matroska import Contents, count_frames
 from psssr_fast.video.probe import probe_file
 from psssr_fast.video.timing import PresentationTimes
 from psssr_fast.video.watch import Watcher
@@ -129,6 +129,8 @@ class VideoReader:
         self._shown = 0  # of these, not hidden by an edit list
         self._decoded = 0
         self._given = 0
+        self._contents: Contents | None = None
+        self._odd: tuple[str, ...] = ()
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -138,7 +140,9 @@ class VideoReader:
             note if times == 1 else f"{note} ({times} times)"
             for note, times in self._damage.items()
         ]
-        noticed = (*self.info.warnings, *self._watcher.warnings(), *self._times.warnings())
+        noticed = (
+            *self.info.warnings, *self._watcher.warnings(), *self._times.warnings(), *self._odd
+        )  # fmt: skip
         return tuple(dict.fromkeys((*noticed, *damage)))
 
     def __enter__(self) -> Self:
@@ -313,13 +317,26 @@ class VideoReader:
         return losses
 
     def _unread_blocks(self) -> list[str]:
-        contents = count_frames(self._path, self._index)
+        contents = self.count_blocks() if self._contents is None else self._contents
         if contents is None:
             return []
+        if contents.odd is not None:
+            self._odd = (f"something that no reader knows is skipped, at byte {contents.odd}",)
         unread = contents.frames - self._packets
         losses = [f"{unread} frame(s) that are in the file could not be read"] if unread > 0 else []
         if contents.broken is not None:
             losses.append(
-                f"its structure is broken at byte {contents.broken}: frames may be missing"
+                f"its structure is broken, or cut off, at byte {contents.broken}: frames may be "
+                "missing"
             )
         return losses
+
+    def count_blocks(self, beat: Callable[[], None] = lambda: None) -> Contents | None:
+        """Count the frames of a Matroska file now instead of after the last one.
+
+        Args:
+            beat: called now and then, as it takes long for a large file.
+        """
+        if self.info.container.startswith("matroska") and not missing_bytes(self._path):
+            self._contents = count_frames(self._path, self._index, beat)
+        return self._contents

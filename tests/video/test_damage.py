@@ -127,6 +127,41 @@ def test_the_frames_of_a_matroska_file_are_counted(tmp_path, make_clip, name, op
     assert (len(frames), error, warnings) == (FRAMES, None, [])
 
 
+TAILS = {
+    "nothing": b"",
+    "zeros, as of a file made large in advance": bytes(4096),
+    "a tag of another format": b"ID3\4\0\0" + bytes(20),
+    "a broken last element": b"\xff\xff\xff\xff",
+    "a signature, which old versions of the format have": b"\x1b\x53\x86\x67\x82\xec\x80",
+    "an element of the future": b"\x1d\x11\x22\x33\x81\0",
+}
+
+
+@pytest.mark.parametrize("name", ["slices.mkv", "vp9.webm"])
+@pytest.mark.parametrize("tail", TAILS.values(), ids=TAILS)
+def test_a_recording_that_says_no_size_may_have_more_behind_its_last_frame(
+    tmp_path, whole, name, tail
+):
+    """As live recorders leave it: all frames are there, and what is skipped is said."""
+    content = bytearray(whole(name).read_bytes())
+    size = content.index(b"\x18\x53\x80\x67") + 4
+    content[size : size + 8] = b"\x01" + b"\xff" * 7
+    path = tmp_path / f"live.{name.rpartition('.')[2]}"
+    path.write_bytes(content + tail)
+    frames, error, warnings = answer(path, False)
+    assert (len(frames), error) == (len(answer(whole(name), False)[0]), None)
+    assert any("no reader knows is skipped" in line for line in warnings) == bool(tail)
+
+
+def test_a_file_that_ends_in_a_hole_is_not_whole(tmp_path, whole):
+    """As of a download that was made as large as the whole file in advance."""
+    content = whole("vp9.webm").read_bytes()
+    path = tmp_path / "hole.webm"
+    path.write_bytes(content[: len(content) * 2 // 3].ljust(len(content), b"\0"))
+    assert answer(path, False)[1]
+    assert answer(path, True)[2]
+
+
 def test_other_files_are_not_counted(whole):
     assert count_frames(whole("h264.mp4"), 0) is None
 
