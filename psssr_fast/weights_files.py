@@ -366,7 +366,9 @@ def published(path: Path, replace: bool) -> Iterator[Path]:
         OSError: it cannot be written.
     """
     with Folder(path.absolute().parent) as folder:
-        name = f".{path.name[:40]}.{secrets.token_hex(8)}.tmp"
+        # In ASCII: safetensors takes no name that is not UTF-8, and the file is renamed at the end.
+        stem = path.name[:40].encode("ascii", "replace").decode()
+        name = f".{stem}.{secrets.token_hex(8)}.tmp"
         os.close(folder.create(name))
         try:
             yield path.with_name(name)

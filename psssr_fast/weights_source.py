@@ -32,7 +32,7 @@ def find_source(source: str | Path, *, offline: bool = False, revision: str | No
     local = EMBEDDED[name] if name in EMBEDDED else _local_path(name)
     if name in EMBEDDED and not is_file(local):
         raise ModelError(f"the embedded model {name} is not in this installation; reinstall it")
-    missing = _why_missing(local)
+    missing = _why_missing(local) if name else "the name is empty"
     is_repository = (
         _REPOSITORY.fullmatch(name) is not None
         and Path(name).suffix not in (".safetensors", *PICKLE_SUFFIXES)

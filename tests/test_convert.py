@@ -220,3 +220,11 @@ def test_a_child_that_dies_is_one_line(tmp_path, monkeypatch):
     crashed = subprocess.CompletedProcess([], 1, stdout="", stderr="Traceback\nKeyError: 'a'\n")
     monkeypatch.setattr(subprocess, "run", lambda command, **options: crashed)
     refused(tmp_path, "cannot be read as PyTorch weights: KeyError: 'a'")
+
+
+@pytest.mark.parametrize("name", [b"a\xff\xfe", "ä\n".encode(), b"?" * 60])
+def test_a_name_in_any_encoding_is_a_name(tmp_path, name):
+    torch.save({"w": torch.ones(2)}, tmp_path / "in.pth")
+    target = tmp_path / (os.fsdecode(name) + ".safetensors")
+    convert_pickle(tmp_path / "in.pth", target, trust=True)
+    assert {path.name for path in tmp_path.iterdir()} == {"in.pth", target.name}

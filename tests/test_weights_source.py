@@ -171,3 +171,9 @@ def test_a_failed_download_is_one_line_with_exit_code_4(monkeypatch, error, mess
     with pytest.raises(ModelError, match=message) as raised:
         find_source("owner/name", revision="v2")
     assert "\n" not in str(raised.value) and raised.value.exit_code == 4
+
+
+def test_an_empty_name_is_no_model():
+    """As of a variable of the shell that is not set; it does not mean the current folder."""
+    with pytest.raises(ModelError, match="no model '': the name is empty"):
+        find_source("")
