@@ -6,9 +6,8 @@ from pathlib import Path
 import pytest
 
 from psssr_fast.config import settings_for
+from psssr_fast.jobs import job as jobs
 from psssr_fast.jobs.computing import make_plan
-from psssr_fast.jobs.job import Job
-from psssr_fast.jobs.order import Order
 from psssr_fast.jobs.plan import Computing
 from psssr_fast.video import EncoderSettings, open_reader
 
@@ -25,7 +24,7 @@ def copy(output: Path) -> None:
         size = (reader.info.height, reader.info.width)
         encoder = EncoderSettings(preset="ultrafast")
         plan = make_plan(output, reader.info, size, encoder, NO_NETWORKS, CHUNK)
-        with Job(Order(output, reader, plan)) as job:
+        with jobs.Job(jobs.Order(output, reader, plan)) as job:
             for frame in job.frames():
                 job.write(frame)
             job.finish()
