@@ -14,7 +14,7 @@ import numpy as np
 from av.video.codeccontext import VideoCodecContext
 from numpy.typing import NDArray
 
-from psssr_fast.errors import OutputError, UsageError
+from psssr_fast.errors import OutputError, UsageError, lacks_memory
 from psssr_fast.files import Folder, is_plain_name
 from psssr_fast.video.info import Frame, VideoInfo
 
@@ -71,7 +71,7 @@ class ImageWriter:
                 "choose another folder."
             ) from error
         except OSError as error:
-            if isinstance(error, OutputError):
+            if isinstance(error, OutputError) or lacks_memory(error):
                 raise
             raise OutputError(f"{self._path}: cannot make the folder: {error.strerror}") from error
         return self
@@ -152,8 +152,8 @@ class ImageWriter:
                 f"{target}: exists already. Pass --overwrite or choose another folder."
             ) from error
         except OSError as error:
-            if isinstance(error, OutputError):
-                raise
+            if isinstance(error, OutputError) or lacks_memory(error):
+                raise  # want of memory has an exit code of its own
             raise OutputError(f"{target}: cannot be written: {error.strerror}") from error
 
     def _write_partial(

@@ -1,5 +1,6 @@
 """Folders of PNG frames while others write there: what is not in the journal is not the job's."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import pytest
 from cli_fixtures import write_frames
 from job_fixtures import copy_video, digest, meanwhile
 
-from psssr_fast.errors import InputError, OutputError, UsageError
+from psssr_fast.errors import InputError, OutOfMemory, OutputError, UsageError
 from psssr_fast.jobs.place import check_place
 from psssr_fast.video.image_writer import PARTIAL_FRAME
 
@@ -208,6 +209,23 @@ def test_frames_are_never_written_over_an_input_that_comes_later(tmp_path):
     ):
         copy_video(frames / "%04d.png", output, overwrite=True)
     assert digest(frames) == before
+
+
+@pytest.mark.parametrize("call", ["mkdir", "fsync"])
+def test_want_of_memory_is_told_from_a_broken_disk(tmp_path, monkeypatch, call):
+    frames, output = write_frames(tmp_path / "frames", 2), tmp_path / "out"
+
+    def fail(*arguments, **options):
+        raise OSError(12, "Cannot allocate memory")
+
+    def act() -> None:
+        monkeypatch.setattr(*((Path, "mkdir") if call == "mkdir" else (os, "fsync")), fail)
+
+    with meanwhile("plan-renamed", act), pytest.raises(OutOfMemory) as refusal:
+        copy_video(frames, output)
+    assert refusal.value.exit_code == 5
+    monkeypatch.undo()
+    copy_video(frames, output)
 
 
 def test_frames_that_change_meanwhile_are_refused(tmp_path):
