@@ -221,7 +221,8 @@ def test_want_of_memory_is_told_from_a_broken_disk(tmp_path, monkeypatch, call):
     def act() -> None:
         monkeypatch.setattr(*((Path, "mkdir") if call == "mkdir" else (os, "fsync")), fail)
 
-    with meanwhile("plan-renamed", act), pytest.raises(OutOfMemory) as refusal:
+    point = "plan-renamed" if call == "mkdir" else "image-renamed"  # before the folder, a frame
+    with meanwhile(point, act), pytest.raises(OutOfMemory) as refusal:
         copy_video(frames, output)
     assert refusal.value.exit_code == 5
     monkeypatch.undo()
